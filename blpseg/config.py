@@ -1,0 +1,156 @@
+"""Every configuration key that BLPSeg adds to Detectron2's, its default and its meaning."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg as get_detectron2_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.utils.file_io import PathManager
+
+from .errors import BLPSegError
+
+__all__ = ["add_blpseg_config", "get_cfg"]
+
+
+def add_blpseg_config(cfg: CN) -> None:
+    """Add BLPSeg's keys (and those of Detectron2's DeepLab project, whose backbone it uses) to ``cfg`` in place."""
+    add_deeplab_config(cfg)
+    _add_model_keys(cfg)
+    _add_input_keys(cfg)
+    _add_dataset_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_test_keys(cfg)
+
+
+def _add_model_keys(cfg: CN) -> None:
+    # The published models do not dilate (METHOD.md section 2); DeepLab's default would.
+    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
+
+    cfg.MODEL.BLPSEG = CN()
+    # Batch norm of everything outside the backbone: "BN", "FrozenBN", "GN", ... as MODEL.RESNETS.NORM.
+    cfg.MODEL.BLPSEG.NORM = "BN"
+
+    # Pyramid pooling and top-down decoder.
+    cfg.MODEL.BLPSEG.DECODER = CN()
+    cfg.MODEL.BLPSEG.DECODER.NAME = "UPerDecoder"  # in PIXEL_DECODER_REGISTRY
+    cfg.MODEL.BLPSEG.DECODER.CHANNELS = 256
+    cfg.MODEL.BLPSEG.DECODER.POOL_SCALES = [1, 2, 3, 6]
+    cfg.MODEL.BLPSEG.DECODER.DROPOUT = 0.1  # Dropout2d after pyramid pooling
+
+    # Hidden channels of the segmentation and the annotation head.
+    cfg.MODEL.BLPSEG.HEAD_CHANNELS = 256
+
+    # Balancing the label preference: weight (1 - q p)^GAMMA; off = plain partial cross entropy.
+    cfg.MODEL.BLPSEG.BLP = CN()
+    cfg.MODEL.BLPSEG.BLP.ENABLED = True
+    cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
+
+    # Local aggregation of the logits.
+    cfg.MODEL.BLPSEG.LAM = CN()
+    cfg.MODEL.BLPSEG.LAM.ENABLED = True
+    cfg.MODEL.BLPSEG.LAM.SIGMA = 6.0  # grid cells at stride 4
+    cfg.MODEL.BLPSEG.LAM.IMPL = "auto"  # see blpseg.modeling.local_aggregation; all but "window" are exact
+    cfg.MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS = 256
+
+    # Annotation head.
+    cfg.MODEL.BLPSEG.ANNOTATION = CN()
+    cfg.MODEL.BLPSEG.ANNOTATION.UNANNOTATED_WEIGHT = 0.02  # class weight of "not annotated"
+
+    # Self-training on thresholded predictions.
+    cfg.MODEL.BLPSEG.SELF_TRAINING = CN()
+    cfg.MODEL.BLPSEG.SELF_TRAINING.ENABLED = True
+    cfg.MODEL.BLPSEG.SELF_TRAINING.START_ITER = 10000  # first iteration that uses pseudo labels
+    cfg.MODEL.BLPSEG.SELF_TRAINING.THRESHOLD = 0.9
+
+
+def _add_input_keys(cfg: CN) -> None:
+    # "scribble" trains on scribble_file_name; "dense" on sem_seg_file_name, the fully supervised upper bound.
+    cfg.INPUT.SUPERVISION = "scribble"
+    cfg.INPUT.SCALE_RANGE = [0.75, 1.25]  # uniform random scale of a training image
+    cfg.INPUT.ROTATION_DEGREES = 0.0  # uniform in +- this many degrees; 0 = off
+    # Photometric jitter, each a strength in [0, 1]; 0 = off.
+    cfg.INPUT.COLOR_JITTER = CN()
+    cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0
+    cfg.INPUT.COLOR_JITTER.SATURATION = 0.0
+    cfg.INPUT.COLOR_JITTER.HUE = 0.0
+
+
+def _add_dataset_keys(cfg: CN) -> None:
+    # A user's own folder. With NAME set, "<NAME>_train" and "<NAME>_val" stand in the catalog.
+    cfg.DATASETS.FOLDER = CN()
+    cfg.DATASETS.FOLDER.NAME = ""
+    cfg.DATASETS.FOLDER.ROOT = ""  # the paths below are relative to it
+    cfg.DATASETS.FOLDER.CLASSES = []  # names in label order, background first
+    cfg.DATASETS.FOLDER.CLASSES_FILE = ""  # or a YAML file with `classes: [...]` (and optional `colors`)
+    cfg.DATASETS.FOLDER.TRAIN_IMAGES = "images/train"
+    cfg.DATASETS.FOLDER.TRAIN_SCRIBBLES = "scribbles/train"
+    cfg.DATASETS.FOLDER.TRAIN_MASKS = ""  # dense masks of the training images, optional
+    cfg.DATASETS.FOLDER.VAL_IMAGES = "images/val"
+    cfg.DATASETS.FOLDER.VAL_MASKS = "masks/val"
+    cfg.DATASETS.FOLDER.IGNORE_LABEL = 255  # in the dense masks
+    cfg.DATASETS.FOLDER.EVALUATOR = "sem_seg"  # "sem_seg", or "sem_seg_volume" for 3-D Dice as well
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    cfg.SOLVER.OPTIMIZER = "AdamW"
+
+
+def _add_test_keys(cfg: CN) -> None:
+    # Scales of multi-scale inference (METHOD.md section 7); TEST.AUG.ENABLED and .FLIP are Detectron2's.
+    cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25]
+
+
+def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
+    """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs.
+
+    Args:
+        config_file: path of a YAML file, or "" for the defaults alone.
+        opts: alternating keys and values, as on the command line.
+
+    Raises:
+        BLPSegError: the file is missing or not YAML, a key does not exist (near matches are named) or a
+            value has the wrong type.
+    """
+    cfg = get_detectron2_cfg()
+    add_blpseg_config(cfg)
+    if config_file:
+        if not PathManager.isfile(config_file):
+            raise BLPSegError(f"{config_file}: no such config file")
+        try:
+            # Detectron2's merge_from_file falls back to a YAML loader that can run code; this one does not.
+            node = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            raise BLPSegError(f"{config_file}: not a readable YAML config: {error}") from error
+        if not isinstance(node, dict):
+            raise BLPSegError(f"{config_file}: expected a mapping of config keys, found {type(node).__name__}")
+        _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(node)), config_file)
+    opts = list(opts)
+    if len(opts) % 2:
+        raise BLPSegError(f"config options come as KEY VALUE pairs; {opts[-1]!r} stands alone")
+    _merge(cfg, lambda: cfg.merge_from_list(opts), "command line")
+    return cfg
+
+
+def _merge(cfg: CN, merge, source: str) -> None:
+    try:
+        merge()
+    except KeyError as error:
+        # yacs: "Non-existent config key: A.B"
+        key = str(error.args[0]).rsplit(": ", 1)[-1]
+        near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), n=3, cutoff=0.6)
+        hint = f"; did you mean {', '.join(near)}?" if near else "; blpseg/config.py lists BLPSeg's keys"
+        raise BLPSegError(f"{source}: unknown config key {key}{hint}") from error
+    except (ValueError, AssertionError, SyntaxError) as error:
+        raise BLPSegError(f"{source}: {error}") from error
+
+
+def _keys(node: CN, prefix: str = ""):
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CN):
+            yield from _keys(value, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Data sets, scribbles, augmentation and the dataset mapper."""

@@ -1,0 +1,1 @@
+"""Scribbles: stroke files, rasterising, simulating, checking."""
