@@ -49,6 +49,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.ENABLED = True
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
+    # Loss on the segmentation logits, in SEGMENTATION_LOSS_REGISTRY.
+    cfg.MODEL.BLPSEG.LOSS = "BLPLoss"
+
     # Local aggregation of the logits.
     cfg.MODEL.BLPSEG.LAM = CN()
     cfg.MODEL.BLPSEG.LAM.ENABLED = True
