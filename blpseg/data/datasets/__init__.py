@@ -1,1 +1,7 @@
-"""Data sets, one file each; importing registers their splits."""
+"""Data sets, one file each; importing registers their splits. Registering never touches the disk."""
+
+from . import acdc, camvid, pascal_context, pascal_voc, synthetic  # noqa: F401  (register)
+from .folder import register_folder
+from .splits import Split, data_root, load_records, register_split, splits
+
+__all__ = ["Split", "data_root", "load_records", "register_folder", "register_split", "splits"]

@@ -1,0 +1,34 @@
+"""ACDC, short-axis slices of cardiac MRI with scribbles drawn by experts; evaluated per volume in 3-D."""
+
+from .splits import Split, register_split
+
+__all__ = ["CLASSES", "COLORS", "VOLUME_PATTERN"]
+
+CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
+COLORS = [(0, 0, 0), (66, 133, 244), (52, 168, 83), (234, 67, 53)]
+VOLUME_PATTERN = r"(?P<volume>patient\d+_frame\d+)_slice_(?P<slice>\d+)"
+
+_REMEDIES = dict.fromkeys(
+    ("images", "scribbles", "masks"),
+    "run `python datasets/prepare_acdc.py`, which converts the .h5 files (datasets/README.md, 'ACDC'), or set "
+    "DETECTRON2_DATASETS to where acdc_png lies",
+)
+
+for _split in (
+    Split(
+        name="acdc_scribble_train",
+        images="acdc_png/images/train",
+        scribbles="acdc_png/scribbles/train",
+        masks="acdc_png/masks/train",
+        remedies=_REMEDIES,
+        volume=VOLUME_PATTERN,
+    ),
+    Split(
+        name="acdc_val",
+        images="acdc_png/images/val",
+        masks="acdc_png/masks/val",
+        remedies=_REMEDIES,
+        volume=VOLUME_PATTERN,
+    ),
+):
+    register_split(_split, CLASSES, COLORS, evaluator_type="sem_seg_volume")

@@ -1,0 +1,101 @@
+"""A user's own folder as a data set: images, scribbles and masks that share their stems."""
+
+from __future__ import annotations
+
+import os
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
+
+from ...errors import BLPSegError, describe
+from .splits import Split, register_split, splits, voc_colors
+
+__all__ = ["register_folder"]
+
+_FOLDER_SPLITS: set[str] = set()  # names this file entered; any other name in the catalog is somebody else's
+
+
+def register_folder(cfg: CfgNode) -> None:
+    """Enter ``<NAME>_train`` and ``<NAME>_val`` of ``DATASETS.FOLDER`` into the catalogs; nothing without a NAME.
+
+    Calling it again replaces the two. Of the disk only CLASSES_FILE is read.
+
+    Raises:
+        BLPSegError: the name belongs to another data set, ROOT is not set, or the classes are missing, doubled,
+            or given twice.
+    """
+    folder = cfg.DATASETS.FOLDER
+    if not folder.NAME:
+        return
+    if not folder.ROOT:
+        raise BLPSegError("DATASETS.FOLDER.ROOT is empty; set it to the folder that holds images/, scribbles/, masks/")
+    root = os.path.expanduser(folder.ROOT)
+    classes, colors = _classes(folder, root)
+    remedies = {
+        part: f"DATASETS.FOLDER.{key} says where they lie below DATASETS.FOLDER.ROOT ({folder.ROOT})"
+        for part, key in (("images", "*_IMAGES"), ("scribbles", "TRAIN_SCRIBBLES"), ("masks", "*_MASKS"))
+    }
+    volume = r"(?P<volume>.+)_slice_?(?P<slice>\d+)" if folder.EVALUATOR == "sem_seg_volume" else ""
+    train = Split(
+        name=f"{folder.NAME}_train",
+        images=folder.TRAIN_IMAGES,
+        scribbles=folder.TRAIN_SCRIBBLES,
+        masks=folder.TRAIN_MASKS,
+        root=root,
+        remedies=remedies,
+        volume=volume,
+    )
+    val = Split(
+        name=f"{folder.NAME}_val",
+        images=folder.VAL_IMAGES,
+        masks=folder.VAL_MASKS,
+        root=root,
+        remedies=remedies,
+        volume=volume,
+    )
+    for split in (train, val):
+        if split.name not in _FOLDER_SPLITS and (split.name in splits() or split.name in DatasetCatalog):
+            raise BLPSegError(f"DATASETS.FOLDER.NAME {folder.NAME!r}: {split.name} is another data set; choose a new name")
+    for split in (train, val):
+        register_split(split, classes, colors, folder.IGNORE_LABEL, folder.EVALUATOR)
+        _FOLDER_SPLITS.add(split.name)
+
+
+def _classes(folder: CfgNode, root: str) -> tuple[list[str], list]:
+    if bool(folder.CLASSES) == bool(folder.CLASSES_FILE):
+        raise BLPSegError("DATASETS.FOLDER: give either CLASSES (a list of names) or CLASSES_FILE (a YAML file)")
+    if folder.EVALUATOR not in ("sem_seg", "sem_seg_volume"):
+        raise BLPSegError(f"DATASETS.FOLDER.EVALUATOR {folder.EVALUATOR!r}: expected 'sem_seg' or 'sem_seg_volume'")
+    classes, colors, source = list(folder.CLASSES), None, "DATASETS.FOLDER.CLASSES"
+    if folder.CLASSES_FILE:
+        source = os.path.join(root, os.path.expanduser(folder.CLASSES_FILE))
+        classes, colors = _read_classes_file(source)
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes):
+        raise BLPSegError(f"{source}: class names must be different strings, found {classes}")
+    if len(classes) < 2 or len(classes) > 254:
+        raise BLPSegError(f"{source}: 2 to 254 classes, background first, are possible; found {len(classes)}")
+    return classes, colors or voc_colors(len(classes))
+
+
+def _read_classes_file(path: str) -> tuple[list, list | None]:
+    if not PathManager.isfile(path):
+        raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
+    try:
+        with PathManager.open(path) as file:
+            content = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BLPSegError(f"{path}: not a YAML file ({describe(error)})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+        raise BLPSegError(f"{path}: expected `classes: [background, ...]`")
+    colors = content.get("colors")
+    if colors is not None and (
+        not isinstance(colors, list)
+        or len(colors) != len(content["classes"])
+        or not all(
+            isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colors
+        )
+    ):
+        raise BLPSegError(f"{path}: `colors` must be one [R, G, B] of 0..255 for each of the classes")
+    return content["classes"], colors

@@ -1,0 +1,200 @@
+"""What the data sets have in common: a split on disk, its records, its place in Detectron2's catalogs.
+
+Nothing here looks at the disk before :func:`load_records` (or ``DatasetCatalog.get``) is called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ...errors import BLPSegError
+from ..io import IMAGE_EXTENSIONS, image_size
+
+__all__ = ["Split", "data_root", "index_folder", "load_records", "register_split", "splits", "voc_colors"]
+
+_HEADER_THREADS = 16  # reading headers waits for the disk, not for the processor
+
+
+def data_root() -> str:
+    """``$DETECTRON2_DATASETS``, by default ``datasets``: asked at use, so that it can still be set after import."""
+    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def voc_colors(count: int) -> list[tuple[int, int, int]]:
+    """The colour map of PASCAL VOC, which spreads the bits of the class number over the channels: (R, G, B) each."""
+    bits = (np.arange(count)[:, None] >> np.arange(24)) & 1  # (count, 24)
+    weights = 1 << (7 - np.arange(8))
+    return [tuple(int(v) for v in row) for row in (bits.reshape(-1, 8, 3) * weights[None, :, None]).sum(1)]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: folders below ``root`` whose files belong together by stem (``a.jpg``, ``a.png``).
+
+    Attributes:
+        name: in the catalogs.
+        images, scribbles, masks: folders. Without ``scribbles`` it is a split to evaluate on, and masks must be there.
+        names: text file with one stem a line; "" takes every image of the folder.
+        root: "" for :func:`data_root`.
+        remedies: part ("images", "scribbles", "masks", "names") -> what to do when it is missing.
+        volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes.
+    """
+
+    name: str
+    images: str
+    scribbles: str = ""
+    masks: str = ""
+    names: str = ""
+    root: str = ""
+    remedies: Mapping[str, str] = field(default_factory=dict)
+    volume: str = ""
+
+    def path(self, part: str) -> str:
+        """Where a part ("images", "scribbles", "masks", "names") lies; "" if the split has none."""
+        relative = getattr(self, part)
+        return os.path.join(self.root or data_root(), relative) if relative else ""
+
+    def missing(self, part: str, what: str) -> BLPSegError:
+        return BLPSegError(f"{what}; {self.remedies.get(part, 'docs/DATA.md shows the layout')}")
+
+
+_SPLITS: dict[str, Split] = {}
+
+
+def splits() -> Mapping[str, Split]:
+    """Every split that BLPSeg registered, by name."""
+    return _SPLITS
+
+
+def register_split(
+    split: Split,
+    classes: Sequence[str],
+    colors: Sequence[Sequence[int]],
+    ignore_label: int = 255,
+    evaluator_type: str = "sem_seg",
+) -> None:
+    """Enter a split into DatasetCatalog, MetadataCatalog and :func:`splits`, replacing one of the same name.
+
+    Args:
+        split: see :class:`Split`.
+        classes: C names, background first.
+        colors: C RGB triples.
+        ignore_label: value of the dense masks that stands for "no class".
+        evaluator_type: "sem_seg" or "sem_seg_volume".
+    """
+    # Detectron2 has a voc_2012_val of its own, for detection.
+    DatasetCatalog.pop(split.name, None)
+    MetadataCatalog.pop(split.name, None)
+    _SPLITS[split.name] = split
+    DatasetCatalog.register(split.name, lambda: load_records(split.name))
+    MetadataCatalog.get(split.name).set(
+        stuff_classes=list(classes),
+        stuff_colors=[tuple(int(v) for v in color) for color in colors],
+        ignore_label=ignore_label,
+        evaluator_type=evaluator_type,
+    )
+
+
+def load_records(name: str, optional: Collection[str] = ()) -> list[dict]:
+    """The records of a split: ``file_name``, ``scribble_file_name``, ``sem_seg_file_name``, ``height``, ``width``,
+    ``image_id`` (the stem), and for slices ``volume_id`` (str) and ``slice_index`` (int).
+
+    Args:
+        name: in the catalogs. One that BLPSeg did not register is asked from DatasetCatalog.
+        optional: parts ("scribbles", "masks") that records may lack; dense supervision needs no scribbles. In a
+            training split the masks always are.
+
+    Raises:
+        BLPSegError: the name is not registered, or a folder, a list or a file is missing: says which and what to do.
+    """
+    split = _SPLITS.get(name)
+    if split is None:
+        if name not in DatasetCatalog:
+            known = ", ".join(sorted(_SPLITS))
+            raise BLPSegError(f"data set {name!r} is not registered; there are {known} (DATASETS.FOLDER adds your own)")
+        return DatasetCatalog.get(name)
+
+    images = _index(split, "images")
+    stems = _stems(split) or sorted(images)
+    _require(split, "images", images, stems)
+    records = [{"file_name": images[stem], "image_id": stem} for stem in stems]
+
+    for part, key in (("scribbles", "scribble_file_name"), ("masks", "sem_seg_file_name")):
+        if not getattr(split, part):
+            continue
+        if part in optional or (part == "masks" and split.scribbles):
+            files = index_folder(split.path(part)) if PathManager.isdir(split.path(part)) else {}
+        else:
+            files = _index(split, part)
+            _require(split, part, files, stems)
+        for record in records:
+            if record["image_id"] in files:
+                record[key] = files[record["image_id"]]
+
+    with ThreadPool(_HEADER_THREADS) as pool:
+        for record, size in zip(records, pool.map(image_size, [r["file_name"] for r in records]), strict=True):
+            record["height"], record["width"] = size
+    if split.volume:
+        for record in records:
+            match = re.fullmatch(split.volume, record["image_id"])
+            if match is None:
+                raise BLPSegError(f"{record['file_name']}: the name does not tell volume and slice as {split.volume!r}")
+            record["volume_id"], record["slice_index"] = match["volume"], int(match["slice"])
+    return records
+
+
+def index_folder(folder: str) -> dict[str, str]:
+    """Stem -> path of the images in a folder; names that start with a dot and other files are left out.
+
+    Raises:
+        BLPSegError: two images share a stem.
+    """
+    files: dict[str, str] = {}
+    for name in sorted(PathManager.ls(folder)):
+        stem, extension = os.path.splitext(name)
+        if name.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS:
+            continue
+        if stem in files:
+            raise BLPSegError(f"{os.path.join(folder, name)}: {os.path.basename(files[stem])} has the same stem")
+        files[stem] = os.path.join(folder, name)
+    return files
+
+
+def _index(split: Split, part: str) -> dict[str, str]:
+    folder = split.path(part)
+    if not PathManager.isdir(folder):
+        raise split.missing(part, f"{split.name}: the folder {folder} is missing")
+    files = index_folder(folder)
+    if not files:
+        raise split.missing(part, f"{split.name}: no image in {folder}")
+    return files
+
+
+def _stems(split: Split) -> list[str]:
+    path = split.path("names")
+    if not path:
+        return []
+    if not PathManager.isfile(path):
+        raise split.missing("names", f"{split.name}: the list {path} is missing")
+    with PathManager.open(path) as file:
+        stems = file.read().split()
+    if not stems:
+        raise split.missing("names", f"{split.name}: the list {path} is empty")
+    return stems
+
+
+def _require(split: Split, part: str, files: Mapping[str, str], stems: Sequence[str]) -> None:
+    lacking = [stem for stem in stems if stem not in files]
+    if lacking:
+        raise split.missing(
+            part,
+            f"{split.name}: {len(lacking)} of {len(stems)} images have no file in {split.path(part)}, first {lacking[0]!r}",
+        )
