@@ -32,6 +32,7 @@ setup(
         "tqdm>=4.60",
         "tabulate",
         "tensorboard",
+        "setuptools<81",  # detectron2.model_zoo imports pkg_resources
         "defusedxml>=0.7",
         # Detectron2's own imports; its wheel is installed without its dependency list, which pins numpy<2.
         "cloudpickle",

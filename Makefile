@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up what is missing first. GNU make, Python >= 3.10.
+#
+#   make install DETECTRON2=<pip requirement or path>   use that Detectron2 instead of the pinned wheel
+#   make install PYTHON=python3.12                      use that interpreter
+
+PYTHON ?= python3
+# The choice of Detectron2 is remembered, so that a later `make test` does not undo it.
+DETECTRON2 ?= $(shell cat .venv/detectron2-source 2>/dev/null)
+
+BIN := .venv/bin
+UV := $(BIN)/uv pip install --python $(BIN)/python
+DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
+INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -d ' ' -f 1)
+DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_tiny.yaml
+
+.PHONY: install demo test lint clean
+
+install: $(INSTALLED)
+	@cat $<
+
+$(INSTALLED): requirements.lock requirements-detectron2.txt setup.py Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make install PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@rm -f .venv/installed-*
+	$(UV) --require-hashes -r requirements.lock
+ifeq ($(strip $(DETECTRON2)),)
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	rm -rf "$$site/detectron2" "$$site"/detectron2-* && \
+	$(UV) --target "$$site" --python-version 3.10 --only-binary :all: --no-deps --require-hashes --reinstall \
+		-r requirements-detectron2.txt && \
+	rm -rf "$$site/tools"  # the wheel's stray top-level package would shadow ours
+else
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	rm -rf "$$site/detectron2" "$$site"/sal_detectron2-*
+	$(UV) --no-build-isolation '$(DETECTRON2)'
+endif
+	$(UV) --no-deps --editable .
+	@printf '%s' '$(DETECTRON2)' > .venv/detectron2-source
+	@echo "checking the imports (the first takes half a minute) ..."
+	@$(BIN)/python -W ignore -c 'import detectron2, torch, torchvision, blpseg; print("detectron2", detectron2.__version__, "| torch", torch.__version__, "| torchvision", torchvision.__version__, "| blpseg", blpseg.__version__)' > $@.part
+	@mv $@.part $@
+
+demo: $(INSTALLED)
+	$(BIN)/python datasets/make_synthetic.py
+	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --resume OUTPUT_DIR output/demo/model
+	$(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --dataset synthetic_scribble_train synthetic_val --panels \
+		--limit 6 --output output/demo --opts MODEL.WEIGHTS output/demo/model/model_final.pth
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv build dist *.egg-info output/demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
