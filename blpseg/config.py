@@ -71,11 +71,18 @@ def _add_model_keys(cfg: CN) -> None:
 
 
 def _add_input_keys(cfg: CN) -> None:
+    # Detectron2's defaults are for BGR images, 800 pixels long and whole; BLPSeg crops RGB images.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [384, 384]
     # "scribble" trains on scribble_file_name; "dense" on sem_seg_file_name, the fully supervised upper bound.
     cfg.INPUT.SUPERVISION = "scribble"
     cfg.INPUT.SCALE_RANGE = [0.75, 1.25]  # uniform random scale of a training image
     cfg.INPUT.ROTATION_DEGREES = 0.0  # uniform in +- this many degrees; 0 = off
-    # Photometric jitter, each a strength in [0, 1]; 0 = off.
+    # Photometric jitter: factors uniform in 1 +- strength (0..1), hue in +- strength turns (0..0.5); 0 = off.
     cfg.INPUT.COLOR_JITTER = CN()
     cfg.INPUT.COLOR_JITTER.BRIGHTNESS = 0.0
     cfg.INPUT.COLOR_JITTER.CONTRAST = 0.0

@@ -151,7 +151,9 @@ def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = 
     """
     array = np.asarray(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise BLPSegError(f"{path}: cannot write {array.dtype} {array.shape} as PNG; uint8 (H, W) or (H, W, 3) expected")
+        raise BLPSegError(
+            f"{path}: cannot write {array.dtype} {array.shape} as PNG; uint8 (H, W) or (H, W, 3) expected"
+        )
     if palette is not None:
         image = Image.fromarray(array)
         image.putpalette(np.asarray(palette, np.uint8).tobytes())

@@ -22,8 +22,8 @@ _COLORS = (
 )
 
 _FETCH = (
-    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_camvid.py` says what it expects there and where it "
-    "comes from"
+    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_camvid.py` says what it "
+    "expects there and where it comes from"
 )
 _REMEDIES = {
     "images": _FETCH,

@@ -57,7 +57,9 @@ def register_folder(cfg: CfgNode) -> None:
     )
     for split in (train, val):
         if split.name not in _FOLDER_SPLITS and (split.name in splits() or split.name in DatasetCatalog):
-            raise BLPSegError(f"DATASETS.FOLDER.NAME {folder.NAME!r}: {split.name} is another data set; choose a new name")
+            raise BLPSegError(
+                f"DATASETS.FOLDER.NAME {folder.NAME!r}: {split.name} is another data set; choose a new name"
+            )
     for split in (train, val):
         register_split(split, classes, colors, folder.IGNORE_LABEL, folder.EVALUATOR)
         _FOLDER_SPLITS.add(split.name)

@@ -18,15 +18,15 @@ CLASSES = (
 _CONTEXT = "VOCdevkit/Context"
 MASKS = f"{_CONTEXT}/SegmentationClass"  # the PNG files stand beside the .mat files they come from
 _FETCH = (
-    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_pascal_context.py` says what it expects there and where it "
-    "comes from"
+    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_pascal_context.py` says what it "
+    "expects there and where it comes from"
 )
 _REMEDIES = {
     "images": _FETCH,
     "names": _FETCH,
     "masks": "run `python datasets/prepare_pascal_context.py`, which converts the .mat files",
-    "scribbles": "run `python datasets/prepare_scribbles.py --xml VOCdevkit/scribble_annotation/pascal_context --output "
-    "VOCdevkit/scribble_annotation/pascal_context_label --vocabulary context` with both folders below the data root",
+    "scribbles": "run `python datasets/prepare_scribbles.py --xml VOCdevkit/scribble_annotation/pascal_context "
+    "--output VOCdevkit/scribble_annotation/pascal_context_label --vocabulary context` below the data root",
 }
 
 for _split in (

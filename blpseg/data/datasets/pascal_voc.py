@@ -12,8 +12,8 @@ CLASSES = (
 
 _VOC = "VOCdevkit/VOC2012"
 _FETCH = (
-    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_pascal_voc.py` says what it expects there and where it "
-    "comes from"
+    "set DETECTRON2_DATASETS to where the data lies; `python datasets/prepare_pascal_voc.py` says what it "
+    "expects there and where it comes from"
 )
 _CHECK = "run `python datasets/prepare_pascal_voc.py`, which checks the tree and writes trainaug.txt"
 _REMEDIES = {
@@ -21,7 +21,7 @@ _REMEDIES = {
     "masks": _FETCH,
     "names": _CHECK,
     "scribbles": "run `python datasets/prepare_scribbles.py --xml VOCdevkit/scribble_annotation/pascal_2012 --output "
-    "VOCdevkit/scribble_annotation/pascal_2012_label --vocabulary voc` with both folders below the data root",
+    "VOCdevkit/scribble_annotation/pascal_2012_label --vocabulary voc` below the data root",
 }
 
 for _split in (

@@ -194,7 +194,5 @@ def _stems(split: Split) -> list[str]:
 def _require(split: Split, part: str, files: Mapping[str, str], stems: Sequence[str]) -> None:
     lacking = [stem for stem in stems if stem not in files]
     if lacking:
-        raise split.missing(
-            part,
-            f"{split.name}: {len(lacking)} of {len(stems)} images have no file in {split.path(part)}, first {lacking[0]!r}",
-        )
+        count = f"{len(lacking)} of {len(stems)} images, first {lacking[0]!r}"
+        raise split.missing(part, f"{split.name}: no file in {split.path(part)} for {count}")

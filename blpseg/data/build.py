@@ -1,0 +1,174 @@
+"""Data loaders whose batches depend on the seed and the place in the run, on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MetadataCatalog
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+
+from ..errors import BLPSegError, debug_enabled, describe
+from .dataset_mapper import ScribbleDatasetMapper
+from .datasets import load_records, register_folder
+
+__all__ = ["build_test_loader", "build_train_loader"]
+
+_PERMUTATION, _SAMPLE = 0, 1  # keep the two kinds of random streams apart
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    start_iter: int = 0,
+    mapper: Callable[[dict, np.random.Generator], dict] | None = None,
+) -> torch.utils.data.DataLoader:
+    """An endless loader over DATASETS.TRAIN; counterpart of ``build_detection_train_loader``.
+
+    Sample k of the run (k = iteration * SOLVER.IMS_PER_BATCH + place in the batch) is image k mod n of a permutation
+    drawn for epoch k div n, augmented with random numbers drawn for k: all from SEED. So the count of workers does
+    not matter, nor that of processes (rank r takes the r-th slice of each batch), and a resumed run goes on with the
+    samples the interrupted one would have seen. A negative SEED draws one, the same for all processes.
+
+    Args:
+        cfg: DATASETS, INPUT, SOLVER.IMS_PER_BATCH (over all processes), DATALOADER.NUM_WORKERS, SEED.
+        start_iter: the first iteration to deliver.
+        mapper: called with a record and a random generator; by default ``ScribbleDatasetMapper(cfg, True)``.
+
+    Returns:
+        Iterating gives lists of IMS_PER_BATCH / world size mapped records.
+
+    Raises:
+        BLPSegError: data is missing, classes do not fit the model, or the batch cannot be shared out. While
+            iterating: a file is bad; also from a worker process it arrives as this one line.
+    """
+    register_folder(cfg)
+    if not cfg.DATASETS.TRAIN:
+        raise BLPSegError("DATASETS.TRAIN is empty; name a data set to train on")
+    optional = ("scribbles",) if cfg.INPUT.SUPERVISION == "dense" else ()
+    records = [record for name in cfg.DATASETS.TRAIN for record in _load(cfg, name, optional)]
+    world_size = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
+        raise BLPSegError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared out over {world_size} processes evenly"
+        )
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    return _Loader(
+        _RunDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=True), seed),
+        batch_sampler=_RunBatches(cfg.SOLVER.IMS_PER_BATCH, world_size, comm.get_rank(), start_iter),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_start_worker,
+    )
+
+
+def build_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Callable[[dict], dict] | None = None
+) -> torch.utils.data.DataLoader:
+    """A loader of one image a batch, in the order of the records, shared out over the processes.
+
+    Counterpart of ``build_detection_test_loader``.
+
+    Args:
+        cfg: DATALOADER.NUM_WORKERS, INPUT.FORMAT.
+        dataset_name: in the catalogs.
+        mapper: by default ``ScribbleDatasetMapper(cfg, False)``.
+
+    Raises:
+        BLPSegError: as :func:`build_train_loader`.
+    """
+    register_folder(cfg)
+    records = _load(cfg, dataset_name)
+    return _Loader(
+        _MappedDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=False)),
+        sampler=InferenceSampler(len(records)),
+        batch_size=1,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _load(cfg: CfgNode, name: str, optional: tuple[str, ...] = ()) -> list[dict]:
+    records = load_records(name, optional)
+    if not records:
+        raise BLPSegError(f"data set {name!r} is empty")
+    classes = MetadataCatalog.get(name).get("stuff_classes")
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if classes is not None and len(classes) != count:
+        raise BLPSegError(
+            f"data set {name!r} has {len(classes)} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}; make them agree"
+        )
+    return records
+
+
+class _MappedDataset(torch.utils.data.Dataset):
+    """Record i, mapped. A failure is returned, not raised: :class:`_Loader` raises it in the main process, where a
+    worker's exception would arrive with the traceback in its message."""
+
+    def __init__(self, records: list[dict], mapper: Callable):
+        self._records = DatasetFromList(records, copy=True)  # one shared buffer, not a list that each worker copies
+        self._mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict | BLPSegError:
+        return self._map(self._records[index])
+
+    def _map(self, record: dict, *arguments) -> dict | BLPSegError:
+        try:
+            return self._mapper(record, *arguments)
+        except BLPSegError as error:
+            return error
+        except Exception as error:
+            if debug_enabled():
+                raise
+            return BLPSegError(f"{record['file_name']}: {type(error).__name__} while reading: {describe(error)}")
+
+
+class _RunDataset(_MappedDataset):
+    """Sample k of a training run."""
+
+    def __init__(self, records: list[dict], mapper: Callable, seed: int):
+        super().__init__(records, mapper)
+        self._seed = seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, position: int) -> dict | BLPSegError:
+        epoch, place = divmod(position, len(self._records))
+        if epoch != self._epoch:
+            order = np.random.default_rng((self._seed, _PERMUTATION, epoch)).permutation(len(self._records))
+            self._epoch, self._order = epoch, order
+        rng = np.random.default_rng((self._seed, _SAMPLE, position))
+        return self._map(self._records[int(self._order[place])], rng)
+
+
+class _RunBatches(torch.utils.data.Sampler):
+    """Positions of this process's slice of every batch, from an iteration on, without end."""
+
+    def __init__(self, batch: int, world_size: int, rank: int, start_iter: int):
+        self._batch, self._share, self._rank, self._start = batch, batch // world_size, rank, start_iter
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self._start * self._batch + self._rank * self._share
+        while True:
+            yield list(range(first, first + self._share))
+            first += self._batch
+
+
+class _Loader(torch.utils.data.DataLoader):
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, BLPSegError):
+                    raise sample
+            yield batch
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
