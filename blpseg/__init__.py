@@ -24,7 +24,7 @@ __all__ = ["Predictor", "__version__", "add_blpseg_config", "get_cfg"]
 def get_cfg(config_file="", opts=()):
     """:func:`blpseg.config.get_cfg`, with the folder data set that the config names put in the catalog."""
     cfg = _get_cfg(config_file, opts)
-    getattr(datasets, "register_folder", lambda c: None)(cfg)
+    datasets.register_folder(cfg)
     return cfg
 
 

@@ -159,6 +159,8 @@ def _published_to_ours(state, file: str) -> Conversion:
     known = {
         "distance_prob": "cached distance table, computed when needed",
         "CELoss.weight": "class weights of the annotation loss, set by the config",
+        "backbone.layernorm.weight": "the published network does not use it",
+        "backbone.layernorm.bias": "the published network does not use it",
     }
     _rename_all(state, _renamer(_BLPSEG), known, result)
     num_classes = len(state["seg_head.4.weight"])
@@ -174,9 +176,15 @@ def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversio
         raise BLPSegError(f"{file}: the published layout has local aggregation (MODEL.BLPSEG.LAM.ENABLED); this has not")
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
+    # What the published layout carries beside them: without these a strict load refuses the file.
     weight = torch.ones(len(state["annotation_head.4.weight"]))
     weight[-1] = unannotated_weight
-    result.state_dict["CELoss.weight"] = weight
+    stem_channels = len(state["backbone.stem.conv3.weight"])
+    result.state_dict |= {
+        "backbone.layernorm.weight": torch.ones(stem_channels),
+        "backbone.layernorm.bias": torch.zeros(stem_channels),
+        "CELoss.weight": weight,
+    }
     return result
 
 

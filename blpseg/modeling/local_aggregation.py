@@ -1,6 +1,7 @@
 """Local aggregation of the logits (METHOD section 3): the plain formula, until the fast forms stand beside it."""
 import torch
-import torch.nn.functional as F
+
+
 def local_aggregation(logits, features, sigma, impl="auto", **kw):
     n,c,h,w=logits.shape
     f=features.flatten(2).float(); s=logits.flatten(2).float()
