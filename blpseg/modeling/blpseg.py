@@ -44,6 +44,7 @@ class BLPSeg(nn.Module):
         unannotated_weight: float,
         lam_sigma: float,
         lam_impl: str,
+        lam_window: float,
         self_training_start: int | None,
         self_training_threshold: float,
         pixel_mean: Sequence[float],
@@ -59,7 +60,7 @@ class BLPSeg(nn.Module):
             segmentation_loss: from ``SEGMENTATION_LOSS_REGISTRY``.
             num_classes: C, background included.
             unannotated_weight: see :func:`annotation_loss`.
-            lam_sigma, lam_impl: see :func:`local_aggregation`.
+            lam_sigma, lam_impl, lam_window: see :func:`local_aggregation`.
             self_training_start: first iteration with pseudo labels; None for never.
             self_training_threshold: see :func:`pseudo_labels`.
             pixel_mean, pixel_std: normalisation of a channel in 0..255, in the order of INPUT.FORMAT.
@@ -75,6 +76,7 @@ class BLPSeg(nn.Module):
         self.unannotated_weight = unannotated_weight
         self.lam_sigma = lam_sigma
         self.lam_impl = lam_impl
+        self.lam_window = lam_window
         self.self_training_start = self_training_start
         self.self_training_threshold = self_training_threshold
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
@@ -97,6 +99,7 @@ class BLPSeg(nn.Module):
             "unannotated_weight": blpseg.ANNOTATION.UNANNOTATED_WEIGHT,
             "lam_sigma": blpseg.LAM.SIGMA,
             "lam_impl": blpseg.LAM.IMPL,
+            "lam_window": blpseg.LAM.WINDOW,
             "self_training_start": blpseg.SELF_TRAINING.START_ITER if blpseg.SELF_TRAINING.ENABLED else None,
             "self_training_threshold": blpseg.SELF_TRAINING.THRESHOLD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -140,7 +143,9 @@ class BLPSeg(nn.Module):
         decoded = self.pixel_decoder(self.backbone(images))
         logits = self.sem_seg_head(decoded)
         if self.embedding is not None:
-            logits = local_aggregation(logits, self.embedding(images), self.lam_sigma, impl=self.lam_impl)
+            logits = local_aggregation(
+                logits, self.embedding(images), self.lam_sigma, impl=self.lam_impl, window=self.lam_window
+            )
         return decoded, logits
 
     def _targets(self, batched_inputs: list[dict], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,364 @@
-"""Local aggregation of the logits (METHOD section 3): the plain formula, until the fast forms stand beside it."""
+"""Local aggregation of the logits, LAM (METHOD section 3): one definition of the result, several ways to compute it.
+
+With f_a the features and s_a the logits at position a, g_ab = f_a . f_b and D_ab = exp(-|a - b|^2 / (2 sigma^2))::
+
+    A_ab  = softmax over a of g_ab
+    out_b = sum_a s_a A_ab D_ab / (sum_a A_ab D_ab + 1e-7)
+
+A new way to compute it is one function (N, C, h, w), (N, D, h, w), sigma, window -> (N, C, h, w) in
+``IMPLEMENTATIONS``; its key is the value of ``MODEL.BLPSEG.LAM.IMPL``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
 import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from ..errors import BLPSegError
+
+__all__ = ["EPSILON", "IMPLEMENTATIONS", "local_aggregation"]
+
+EPSILON = 1e-7  # of METHOD section 3
 
 
-def local_aggregation(logits, features, sigma, impl="auto", **kw):
-    n,c,h,w=logits.shape
-    f=features.flatten(2).float(); s=logits.flatten(2).float()
-    a=torch.softmax(f.transpose(1,2)@f,dim=1)
-    y,x=torch.meshgrid(torch.arange(h),torch.arange(w),indexing='ij'); p=torch.stack([y.flatten(),x.flatten()],1).float()
-    d=torch.cdist(p,p,compute_mode='donot_use_mm_for_euclid_dist')**2
-    W=a*torch.exp(-d/(2*sigma**2))
-    return ((s@W)/(W.sum(1,keepdim=True)+1e-7)).view(n,c,h,w)
+def local_aggregation(
+    logits: torch.Tensor, features: torch.Tensor, sigma: float, impl: str = "auto", window: float = 4.0
+) -> torch.Tensor:
+    """Replace the logits at each position by a mean over positions that are similar and near (METHOD section 3).
+
+    Differentiable once in ``logits`` and ``features``. Half precision is raised to float32, also under
+    autocast: dot products of the features are not scaled and reach hundreds, where half precision is off by
+    whole units and the softmax by factors.
+
+    Args:
+        logits: (N, C, h, w) floating point.
+        features: (N, D, h', w') floating point; resized bilinearly to (h, w) where the grids differ.
+        sigma: standard deviation of the distance term in grid cells, > 0.
+        impl: how to compute it.
+
+            * ``"auto"``: exact; the fastest of the exact ways for size and device, in float64 where the
+              features are so long that float32 would not hold 1e-4.
+            * ``"dense"``: the formula word for word, with its (h w) x (h w) tables; plain operations, so it
+              can be traced and exported with dynamic h and w.
+            * ``"tiled"``: exact; tiles of the tables, each used for both of its directions and recomputed for the
+              gradient. Memory linear in h w.
+            * ``"sdpa"``: ``scaled_dot_product_attention`` with the distance folded into three more channels;
+              drops the 1e-7, so it differs where far positions outweigh all near ones.
+            * ``"window"``: a variant of the model: positions farther than ``window * sigma`` are left out, from the
+              softmax as well. Time and memory linear in h w.
+        window: radius of ``"window"`` in units of sigma, > 0; the others do not look at it.
+
+    Returns:
+        (N, C, h, w) aggregated logits, float64 if the logits are, else float32.
+
+    Raises:
+        BLPSegError: unknown ``impl``, or shapes or numbers that do not fit.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise BLPSegError(f"MODEL.BLPSEG.LAM.IMPL {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    if logits.dim() != 4 or features.dim() != 4 or logits.shape[0] != features.shape[0]:
+        raise BLPSegError(
+            f"local aggregation takes (N, C, h, w) logits and (N, D, h, w) features; "
+            f"got {tuple(logits.shape)} and {tuple(features.shape)}"
+        )
+    if not (sigma > 0 and window > 0):
+        raise BLPSegError(f"MODEL.BLPSEG.LAM.SIGMA and .WINDOW must be > 0; got {sigma} and {window}")
+    with torch.autocast(logits.device.type, enabled=False):
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        logits, features = logits.to(dtype), features.to(dtype)
+        if features.shape[-2:] != logits.shape[-2:]:
+            features = F.interpolate(features, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        return IMPLEMENTATIONS[impl](logits, features, sigma, window)
+
+
+# Grids up to this many positions have tables too small for tiles to pay (docs/PERFORMANCE.md).
+DENSE_POSITIONS = 1024
+# A float32 dot product of squared norm g is off by about g * 2^-23; beyond this g that is more than 1e-4.
+FLOAT32_SQUARED_NORM = 2048.0
+
+
+def _auto(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return _dense(logits, features, sigma, window)
+    dtype = logits.dtype
+    if features.detach().square().sum(dim=1).amax() > FLOAT32_SQUARED_NORM:
+        logits, features = logits.double(), features.double()
+    impl = _dense if logits.shape[-2] * logits.shape[-1] <= DENSE_POSITIONS else _tiled
+    return impl(logits, features, sigma, window).to(dtype)
+
+
+def _dense(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
+    height, width = logits.shape[-2:]
+    values = logits.flatten(2).transpose(1, 2)  # (N, h w, C)
+    features = features.flatten(2)
+    similarity = torch.softmax(features.transpose(1, 2) @ features, dim=-1)  # (N, b, a)
+    weight = similarity * _decay(height, width, sigma, logits)
+    out = weight @ values / (weight.sum(dim=-1, keepdim=True) + EPSILON)
+    return out.transpose(1, 2).reshape(logits.shape)
+
+
+def _decay(height: int, width: int, sigma: float, like: torch.Tensor) -> torch.Tensor:
+    """exp(-|a - b|^2 / (2 sigma^2)), (h w, h w), as the product of its vertical and its horizontal part."""
+    y = torch.arange(height, device=like.device, dtype=like.dtype)
+    x = torch.arange(width, device=like.device, dtype=like.dtype)
+    vertical = torch.exp(-((y[:, None] - y) ** 2) / (2 * sigma**2))
+    horizontal = torch.exp(-((x[:, None] - x) ** 2) / (2 * sigma**2))
+    table = vertical[:, None, :, None] * horizontal[None, :, None, :]
+    return table.reshape(height * width, height * width)
+
+
+def _sdpa(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
+    """-|a - b|^2 / (2 sigma^2) = a . b / sigma^2 - |a|^2 / (2 sigma^2) + (a term in b that the softmax drops)."""
+    height, width = logits.shape[-2:]
+    # Centred, so that the products stay small beside the float32 precision of the sum.
+    y = torch.arange(height, device=logits.device, dtype=logits.dtype) - (height - 1) / 2
+    x = torch.arange(width, device=logits.device, dtype=logits.dtype) - (width - 1) / 2
+    position = torch.cartesian_prod(y, x).expand(len(logits), -1, -1) / sigma
+    features = features.flatten(2).transpose(1, 2)
+    squared = position.square().sum(dim=-1, keepdim=True) / -2
+    query = torch.cat([features, position, torch.ones_like(squared)], dim=-1)
+    key = torch.cat([features, position, squared], dim=-1)
+    # The fused kernels want a multiple of 8 channels, and values as wide as the keys.
+    value = logits.flatten(2).transpose(1, 2)
+    channels = -(-max(key.shape[-1], value.shape[-1]) // 8) * 8
+    query, key, padded = (F.pad(x, (0, channels - x.shape[-1]))[:, None] for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, padded, scale=1.0)[:, 0, :, : value.shape[-1]]
+    return out.transpose(1, 2).reshape(logits.shape)
+
+
+# --- tiles ---------------------------------------------------------------------------------------------------------
+#
+# The grid is cut into square blocks; a tile is the table of a pair of blocks. Since g is symmetric a tile holds
+# the scores of both blocks' queries, and half of the tiles suffice. The exponentials are taken in base 2, of features
+# scaled by sqrt(log2 e): torch.exp of float32 is 20 times slower on a CPU where it underflows, which here is most of
+# the table.
+
+BLOCK = 16  # side of a block in grid cells
+CHUNK_SCORES = 1 << 21  # scores worked on at a time: 8 MB in float32
+SQRT_LOG2E = math.sqrt(math.log2(math.e))
+# Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-46 counts for nothing beside EPSILON.
+LOWEST_SCORE = -125.0
+LOWEST_DECAY = 2.0**-46
+# Share of a query's weights that the gradient may leave out.
+NEGLIGIBLE = 1e-5
+
+
+class _Grid:
+    """A (height, width) grid cut into blocks of BLOCK x BLOCK positions, padded to whole blocks.
+
+    Args:
+        height, width: of the grid.
+        sigma: see :func:`local_aggregation`.
+        radius: distance in grid cells beyond which positions are left out.
+        like: a tensor of the dtype and on the device of the tables.
+    """
+
+    def __init__(self, height: int, width: int, sigma: float, radius: float, like: torch.Tensor):
+        self.height, self.width = height, width
+        self.rows, self.columns = -(-height // BLOCK), -(-width // BLOCK)
+        self.sigma, self.radius = sigma, radius
+        self.like = like.new_empty(0)
+        self.inside = self.split(like.new_ones(1, height, width))  # (blocks, BLOCK^2, 1), 0 in the padding
+
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """(K, height, width) -> (blocks, BLOCK^2, K), zero in the padding."""
+        x = F.pad(x, (0, self.columns * BLOCK - self.width, 0, self.rows * BLOCK - self.height))
+        x = x.view(-1, self.rows, BLOCK, self.columns, BLOCK)
+        return x.permute(1, 3, 2, 4, 0).reshape(self.rows * self.columns, BLOCK * BLOCK, -1)
+
+    def join(self, x: torch.Tensor) -> torch.Tensor:
+        """(blocks, BLOCK^2, K) -> (K, height, width), the inverse of :meth:`split`."""
+        x = x.view(self.rows, self.columns, BLOCK, BLOCK, -1).permute(4, 0, 2, 1, 3)
+        return x.reshape(-1, self.rows * BLOCK, self.columns * BLOCK)[:, : self.height, : self.width]
+
+    def pairs(self) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
+        """Every unordered pair of blocks within reach once, the nearest first.
+
+        Yields:
+            the offset (down, right) in blocks, (B, B) decay and, for chunks of the pairs at that offset, the (P,)
+            indices of the blocks. Within a chunk no block occurs twice on the same side.
+        """
+        device = self.like.device
+        index = torch.arange(self.rows * self.columns).view(self.rows, self.columns)
+        offsets = [
+            (down, right)
+            for down in range(self.rows)
+            for right in range(1 - self.columns if down else 0, self.columns)
+            if self._gap(down) ** 2 + self._gap(right) ** 2 <= self.radius**2
+        ]
+        for down, right in sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
+            first = index[: self.rows - down, max(0, -right) : self.columns - max(0, right)].flatten()
+            second = first + down * self.columns + right
+            yield down, right, first.to(device), second.to(device)
+
+    @staticmethod
+    def _gap(blocks: int) -> int:
+        return max(0, abs(blocks) * BLOCK - BLOCK + 1)
+
+    def decay(self, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The distance term (BLOCK^2, BLOCK^2) of two blocks, and 1 within the radius, 0 beyond (None: all within)."""
+        steps = torch.arange(BLOCK, device=self.like.device, dtype=self.like.dtype)
+        y = (steps + down * BLOCK - steps[:, None]) ** 2
+        x = (steps + right * BLOCK - steps[:, None]) ** 2
+        distance = (y[:, None, :, None] + x[None, :, None, :]).reshape(BLOCK**2, BLOCK**2)
+        decay = torch.exp2(distance * (-math.log2(math.e) / (2 * self.sigma**2)))
+        decay[decay < LOWEST_DECAY] = 0
+        if math.isinf(self.radius):
+            return decay, None
+        within = (distance <= self.radius**2).to(decay.dtype)
+        return decay * within, within
+
+
+def _exp2(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+    return torch.sub(scores, top[..., None]).clamp_(min=LOWEST_SCORE).exp2_()
+
+
+class _Aggregate(torch.autograd.Function):
+    """Tiled local aggregation of one image: (C, h, w), (D, h, w) -> (C, h, w)."""
+
+    @staticmethod
+    def forward(ctx, logits, features, sigma, radius):
+        grid = _Grid(*logits.shape[-2:], sigma, radius, logits)
+        values = torch.cat([grid.split(logits), grid.inside], dim=-1)
+        keys = grid.split(features * SQRT_LOG2E)
+        # Over all keys but the query itself, per query and in units of 2^top:
+        # sum of s A D (C numbers), of A D, and of A.
+        sums = values.new_zeros(*values.shape[:2], values.shape[2] + 1)
+        top = values.new_full(values.shape[:2], -math.inf)
+        own = None
+        shares = []
+
+        def add(queries, others, scores, decay, within, diagonal):
+            tile_top = scores.amax(dim=-1)
+            weight = _exp2(scores, tile_top)
+            if within is not None:
+                weight.mul_(within)
+            if diagonal:
+                weight.diagonal(dim1=1, dim2=2).zero_()
+            total = weight @ grid.inside[others]
+            part = torch.cat([weight.mul_(decay) @ values[others], total], dim=-1)
+            new_top = torch.maximum(top[queries], tile_top)
+            part *= torch.exp2(tile_top - new_top)[..., None]
+            merged = sums[queries] * torch.exp2(top[queries] - new_top)[..., None] + part
+            sums[queries], top[queries] = merged, new_top
+            # Not more than its final value, since sums only grow.
+            so_far = merged[..., -2] + EPSILON * merged[..., -1] + torch.exp2(own[queries] - new_top)
+            share = (part[..., -2] + EPSILON * part[..., -1]) / so_far
+            return (share * grid.inside[queries, :, 0]).amax(dim=-1)
+
+        for down, right, first, second in grid.pairs():
+            decay, within = grid.decay(down, right)
+            for i, j in _chunks(first, second):
+                scores = keys[i] @ keys[j].transpose(1, 2)
+                if down == right == 0:
+                    if own is None:
+                        own = values.new_empty(values.shape[:2])
+                    own[i] = scores.diagonal(dim1=1, dim2=2)
+                    shares.append(add(i, j, scores, decay, within, True))
+                else:
+                    share = add(i, j, scores, decay, within, False)
+                    back = add(
+                        j, i, scores.transpose(1, 2), decay.T, None if within is None else within.T, False
+                    )
+                    shares.append(torch.maximum(share, back))
+
+        weight = torch.exp2(own - top)[..., None]
+        numerator, near, total = sums.split([values.shape[2] - 1, 1, 1], dim=-1)
+        denominator = near + weight + EPSILON * (total + weight)
+        s = values[..., :-1]
+        out = (numerator + weight * s) / denominator
+        # The query's own share of the gradient, free of the cancellation in s - out.
+        own_gap = (s * (near + EPSILON * total) - (1 + EPSILON) * numerator) / denominator
+        norm = top + torch.log2(denominator[..., 0])
+        far = EPSILON * total / denominator
+        others = (near + EPSILON * total) / denominator
+        ctx.save_for_backward(logits, features, out, own_gap, norm, torch.cat(shares), far.amax(), others.amax())
+        ctx.sigma, ctx.radius = sigma, radius
+        return grid.join(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        logits, features, out, own_gap, norm, shares, far, others = ctx.saved_tensors
+        grid = _Grid(*logits.shape[-2:], ctx.sigma, ctx.radius, logits)
+        values = torch.cat([grid.split(logits), grid.inside], dim=-1)
+        keys = grid.split(features * SQRT_LOG2E)
+        keep = (shares > NEGLIGIBLE / len(keys) * others).cpu()
+        epsilon = EPSILON if far > NEGLIGIBLE * others else 0.0
+        grad = grid.split(grad)
+        mean = (grad * out).sum(dim=-1, keepdim=True)
+        # times values: grad . (s_a - out_b)
+        slope = torch.cat([grad, -mean], dim=-1)
+        grad_values = torch.zeros_like(grad)
+        grad_keys = torch.zeros_like(keys)
+
+        def differentiate(queries, others, scores, decay, within):
+            weight = _exp2(scores, norm[queries])
+            if within is not None:
+                weight.mul_(within)
+            score_grad = slope[queries] @ values[others].transpose(1, 2)
+            if epsilon:
+                score_grad.mul_(decay).sub_(epsilon * mean[queries]).mul_(weight)
+                weight.mul_(decay)
+            else:
+                score_grad.mul_(weight.mul_(decay))
+            grad_values[others] += weight.transpose(1, 2) @ grad[queries]
+            return score_grad
+
+        done = 0
+        for down, right, first, second in grid.pairs():
+            kept = keep[done : done + len(first)]
+            done += len(first)
+            diagonal = down == right == 0
+            if not diagonal:
+                kept = kept.to(first.device)
+                first, second = first[kept], second[kept]
+            if not len(first):
+                continue
+            decay, within = grid.decay(down, right)
+            for i, j in _chunks(first, second):
+                scores = keys[i] @ keys[j].transpose(1, 2)
+                score_grad = differentiate(i, j, scores, decay, within)
+                if diagonal:
+                    own = torch.exp2(scores.diagonal(dim1=1, dim2=2) - norm[i]) * (grad[i] * own_gap[i]).sum(dim=-1)
+                    score_grad.diagonal(dim1=1, dim2=2).copy_(own)
+                    grad_keys[i] += (score_grad + score_grad.transpose(1, 2)) @ keys[i]
+                else:
+                    back = differentiate(
+                        j, i, scores.transpose(1, 2), decay.T, None if within is None else within.T
+                    )
+                    score_grad += back.transpose(1, 2)
+                    grad_keys[i] += score_grad @ keys[j]
+                    grad_keys[j] += score_grad.transpose(1, 2) @ keys[i]
+        return grid.join(grad_values), grid.join(grad_keys) / SQRT_LOG2E, None, None
+
+
+def _chunks(first: torch.Tensor, second: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(1, CHUNK_SCORES // BLOCK**4)
+    return zip(first.split(size), second.split(size), strict=True)
+
+
+def _tiled(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
+    return _per_image(logits, features, sigma, math.inf)
+
+
+def _window(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
+    return _per_image(logits, features, sigma, window * sigma)
+
+
+def _per_image(logits: torch.Tensor, features: torch.Tensor, sigma: float, radius: float) -> torch.Tensor:
+    images = zip(logits, features, strict=True)
+    return torch.stack([_Aggregate.apply(s, f, sigma, radius) for s, f in images])
+
+
+IMPLEMENTATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]] = {
+    "auto": _auto,
+    "dense": _dense,
+    "tiled": _tiled,
+    "sdpa": _sdpa,
+    "window": _window,
+}
