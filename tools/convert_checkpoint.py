@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert weights by their content: published BLPSeg checkpoints and ResNet weights to ours, ours to the published layout.
+"""Convert weights, recognised by content: published BLPSeg checkpoints and ResNets to ours, ours to the published.
 
     tools/convert_checkpoint.py published.pth blpseg_voc.pth      # then MODEL.WEIGHTS blpseg_voc.pth
     tools/convert_checkpoint.py resnet101s.pth R101_deep_stem.pth
@@ -13,9 +13,9 @@ import argparse
 import os
 
 import torch
-from blpseg.engine.checkpoint import load_file, provenance, write_atomic
 
 import blpseg  # noqa: F401  (says in one line when Detectron2 is missing)
+from blpseg.engine.checkpoint import load_file, provenance, write_atomic
 from blpseg.engine.conversion import convert, state_dict_of
 from blpseg.errors import BLPSegError, add_debug_flag, run_command
 

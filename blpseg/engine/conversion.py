@@ -171,9 +171,9 @@ def _published_to_ours(state, file: str) -> Conversion:
 
 def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversion:
     if "backbone.stem.conv3.weight" not in state:
-        raise BLPSegError(f"{file}: the published layout has a deep stem (MODEL.RESNETS.STEM_TYPE deeplab); this has not")
+        raise BLPSegError(f"{file}: the published layout needs a deep stem (MODEL.RESNETS.STEM_TYPE deeplab)")
     if "embedding.patches.weight" not in state:
-        raise BLPSegError(f"{file}: the published layout has local aggregation (MODEL.BLPSEG.LAM.ENABLED); this has not")
+        raise BLPSegError(f"{file}: the published layout needs local aggregation (MODEL.BLPSEG.LAM.ENABLED True)")
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
     # What the published layout carries beside them: without these a strict load refuses the file.

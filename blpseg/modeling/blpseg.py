@@ -208,9 +208,9 @@ class BLPSeg(nn.Module):
             scribble, image_classes = self._targets(batched_inputs, images.tensor)
             annotated = scribble < self.num_classes
             label = (scribble * annotated)[:, None]
-            weight = blp_weight(
-                logits.log_softmax(dim=1).gather(1, label), log_q.gather(1, label), getattr(self.segmentation_loss, "gamma", 0.0)
-            )
+            log_p = logits.log_softmax(dim=1)
+            gamma = getattr(self.segmentation_loss, "gamma", 0.0)  # a loss without one weighs all pixels alike
+            weight = blp_weight(log_p.gather(1, label), log_q.gather(1, label), gamma)
             maps["blp_weight"] = weight[:, 0] * annotated
             maps["pseudo_label"] = pseudo_labels(
                 stride4_logits, scribble, image_classes, self.self_training_threshold

@@ -17,7 +17,7 @@ __all__ = ["PIXEL_DECODER_REGISTRY", "PyramidPooling", "UPerDecoder", "build_pix
 
 PIXEL_DECODER_REGISTRY = Registry("PIXEL_DECODER")
 PIXEL_DECODER_REGISTRY.__doc__ = """
-Pixel decoders: called as ``decoder(cfg, input_shape)``, map backbone features to one (N, out_channels, H/4, W/4) tensor.
+Pixel decoders: built as ``decoder(cfg, input_shape)``, map backbone features to one (N, out_channels, H/4, W/4) map.
 """
 
 
