@@ -1,0 +1,221 @@
+"""Pictures of images, labels, predictions and annotation probabilities. All images are RGB uint8.
+
+A pixel without a label never looks like a class: over an image it is washed out and grey, alone it is cream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import cv2
+import matplotlib
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = [
+    "UNLABELLED_COLOR",
+    "colorize",
+    "draw_regions",
+    "heat_map",
+    "legend",
+    "overlay",
+    "panels",
+    "result_panels",
+    "thicken",
+]
+
+UNLABELLED_COLOR = (224, 224, 192)  # cream, as PASCAL VOC shows void
+_UNLABELLED_NAME = "no label"
+_PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_LEAST_SIDE = 256  # smaller pictures are enlarged for the eye
+
+
+def colorize(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
+    """Class colours: (H, W) integers -> (H, W, 3) uint8; values outside 0..len(colors)-1 become cream."""
+    table = np.array([*colors, UNLABELLED_COLOR], np.uint8)
+    return table[_known(label, len(colors))]
+
+
+def thicken(label: np.ndarray, radius: int, num_classes: int) -> np.ndarray:
+    """Widen strokes for the eye: every pixel within ``radius`` of a labelled one takes the nearest one's class.
+
+    Args:
+        label: (H, W) uint8; values of ``num_classes`` and above are no class.
+        radius: in pixels.
+
+    Returns:
+        (H, W) uint8.
+    """
+    empty = (label >= num_classes).astype(np.uint8)
+    if radius <= 0 or empty.all():
+        return label
+    distance, nearest = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    stroke = empty == 0
+    values = np.zeros(int(nearest.max()) + 1, label.dtype)
+    values[nearest[stroke]] = label[stroke]
+    return np.where(distance <= radius, values[nearest], label)
+
+
+def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[Sequence[int]], alpha: float = 0.6) -> np.ndarray:
+    """Lay class colours over an image; where there is no label the image is washed out and grey.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) integers; values outside 0..len(colors)-1 are no label.
+        colors: C RGB triples.
+        alpha: opacity of the colours.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    known = _known(label, len(colors)) < len(colors)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    mixed = np.where(known[..., None], (1 - alpha) * image + alpha * colorize(label, colors), 0.5 * grey + 0.5 * 255)
+    return mixed.round().astype(np.uint8)
+
+
+def draw_regions(image: np.ndarray, label: np.ndarray, metadata: Metadata, alpha: float = 0.6) -> np.ndarray:
+    """Regions with their names written on them, by Detectron2's Visualizer; small images are enlarged."""
+    scale = max(1.0, 2 * _LEAST_SIDE / min(label.shape))
+    return Visualizer(image, metadata, scale=scale).draw_sem_seg(label, alpha=alpha).get_image()
+
+
+def heat_map(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """(H, W) numbers -> (H, W, 3) uint8, dark for ``low`` to bright for ``high``."""
+    scaled = np.clip((np.asarray(values, np.float32) - low) / (high - low), 0, 1)
+    return cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+
+
+def legend(
+    names: Sequence[str], colors: Sequence[Sequence[int]], width: int, present: Sequence[int] | None = None
+) -> np.ndarray:
+    """Swatches with names in as many rows as ``width`` pixels ask for, ending with "no label".
+
+    Args:
+        names, colors: of the C classes.
+        width: of the result in pixels.
+        present: classes to show; by default all.
+
+    Returns:
+        (h, width, 3) uint8.
+    """
+    chosen = range(len(names)) if present is None else present
+    entries = [(names[c], colors[c]) for c in chosen] + [(_UNLABELLED_NAME, UNLABELLED_COLOR)]
+    font, line, swatch = _font(), 22, 14
+    x, y, spots = 8, 4, []
+    for name, color in entries:
+        needed = swatch + 5 + int(font.getlength(name)) + 14
+        if x > 8 and x + needed > width:
+            x, y = 8, y + line
+        spots.append((x, y, name, color))
+        x += needed
+    picture = Image.new("RGB", (width, y + line + 2), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    for x, y, name, color in spots:
+        draw.rectangle((x, y + 3, x + swatch, y + 3 + swatch), fill=tuple(color), outline=_INK)
+        draw.text((x + swatch + 5, y + 1), name, fill=_INK, font=font)
+    return np.asarray(picture)
+
+
+def panels(images: Mapping[str, np.ndarray], columns: int | None = None) -> np.ndarray:
+    """Titled pictures in a grid, all enlarged or reduced to the height of the first.
+
+    Args:
+        images: title -> (H, W, 3) uint8.
+        columns: by default one row.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    items = list(images.items())
+    height = max(_LEAST_SIDE, items[0][1].shape[0])
+    cells = [_titled(title, _to_height(image, height)) for title, image in items]
+    columns = columns or len(cells)
+    rows = [_beside(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+    return _below(rows)
+
+
+def result_panels(
+    image: np.ndarray,
+    metadata: Metadata,
+    *,
+    scribble: np.ndarray | None = None,
+    annotation_probability: np.ndarray | None = None,
+    prediction: np.ndarray | None = None,
+    truth: np.ndarray | None = None,
+) -> np.ndarray:
+    """What a model makes of an image, side by side, over a legend of the classes that occur.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        metadata: with ``stuff_classes`` and ``stuff_colors``.
+        scribble: (H, W), not annotated above C - 1.
+        annotation_probability: (H, W) in 0..1, the probability of being annotated with any class.
+        prediction, truth: (H, W) class maps.
+
+    Returns:
+        (H', W', 3) uint8; what is None is left out.
+    """
+    names, colors = metadata.stuff_classes, metadata.stuff_colors
+    shown = {"image": image}
+    if scribble is not None:
+        shown["scribble"] = overlay(image, thicken(scribble, _stroke_radius(scribble), len(names)), colors, alpha=1.0)
+    if annotation_probability is not None:
+        shown["annotation probability"] = heat_map(annotation_probability)
+    if prediction is not None:
+        shown["prediction"] = colorize(prediction, colors)
+    if truth is not None:
+        shown["truth"] = colorize(truth, colors)
+    present = set()
+    for label in (scribble, prediction, truth):
+        if label is not None:
+            present.update(int(v) for v in np.unique(label) if 0 <= v < len(names))
+    grid = panels(shown)
+    return _below([grid, legend(names, colors, grid.shape[1], sorted(present))])
+
+
+def _stroke_radius(label: np.ndarray) -> int:
+    return max(1, round(min(label.shape) / 200))
+
+
+def _known(label: np.ndarray, num_classes: int) -> np.ndarray:
+    label = np.asarray(label)
+    return np.where((label >= 0) & (label < num_classes), label, num_classes).astype(np.intp)
+
+
+@lru_cache(maxsize=4)
+def _font(size: int = 14) -> ImageFont.FreeTypeFont:
+    # matplotlib brings a font with Latin, Greek and Cyrillic letters, so that none of the system is needed.
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _to_height(image: np.ndarray, height: int) -> np.ndarray:
+    if image.shape[0] == height:
+        return image
+    width = max(1, round(image.shape[1] * height / image.shape[0]))
+    # Whole pixels stay visible when a small picture grows.
+    method = cv2.INTER_NEAREST_EXACT if height > image.shape[0] else cv2.INTER_AREA
+    return cv2.resize(image, (width, height), interpolation=method)
+
+
+def _titled(title: str, image: np.ndarray) -> np.ndarray:
+    width = max(image.shape[1], int(_font().getlength(title)) + 8)
+    bar = Image.new("RGB", (width, 24), _PAPER)
+    ImageDraw.Draw(bar).text((4, 3), title, fill=_INK, font=_font())
+    return _below([np.asarray(bar), image])
+
+
+def _beside(images: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
+    height = max(image.shape[0] for image in images)
+    padded = [np.pad(i, ((0, height - i.shape[0]), (0, gap), (0, 0)), constant_values=_PAPER[0]) for i in images]
+    return np.concatenate(padded, 1)[:, :-gap]
+
+
+def _below(images: Sequence[np.ndarray]) -> np.ndarray:
+    width = max(image.shape[1] for image in images)
+    padded = [np.pad(i, ((0, 0), (0, width - i.shape[1]), (0, 0)), constant_values=_PAPER[0]) for i in images]
+    return np.concatenate(padded, 0)
