@@ -115,6 +115,33 @@ def _add_test_keys(cfg: CN) -> None:
     # Scales of multi-scale inference (METHOD.md section 7); TEST.AUG.ENABLED and .FLIP are Detectron2's.
     cfg.TEST.AUG.SCALES = [0.5, 0.75, 1.0, 1.25]
 
+    # Images of more than ABOVE pixels are segmented in overlapping square tiles, so that memory does not grow
+    # with the image. ABOVE 0 = never.
+    cfg.TEST.TILE = CN()
+    cfg.TEST.TILE.ABOVE = 1_500_000
+    cfg.TEST.TILE.SIZE = 768  # side of a tile, pixels
+    cfg.TEST.TILE.OVERLAP = 128  # pixels that neighbouring tiles share, at least
+
+    # Dense CRF (Kraehenbuehl & Koltun 2011) on the softmax; METHOD.md section 7's numbers. Needs pydensecrf2.
+    cfg.TEST.CRF = CN()
+    cfg.TEST.CRF.ENABLED = False
+    cfg.TEST.CRF.ITERATIONS = 1
+    cfg.TEST.CRF.GAUSSIAN_SXY = 3
+    cfg.TEST.CRF.GAUSSIAN_COMPAT = 3
+    cfg.TEST.CRF.BILATERAL_SXY = 32
+    cfg.TEST.CRF.BILATERAL_SRGB = 13
+    cfg.TEST.CRF.BILATERAL_COMPAT = 10
+    cfg.TEST.CRF.NUM_WORKERS = 0  # processes that share the images of an evaluation; 0 = one a CPU core
+
+    cfg.TEST.WRITE_PREDICTIONS = False  # class maps as indexed PNG, in the folders of PASCAL's evaluation server
+    cfg.TEST.BOUNDARY_IOU = False  # Detectron2's BoundaryIoU beside IoU; several times slower
+    cfg.TEST.COCO_JSON = False  # Detectron2's sem_seg_predictions.json (run lengths of every segment); slow
+
+    # Where is it wrong? IoU by distance to scribble and boundary and by thickness, figures, best and worst images.
+    cfg.TEST.REPORT = CN()
+    cfg.TEST.REPORT.ENABLED = False
+    cfg.TEST.REPORT.PANELS = 10  # best and worst images drawn, each
+
 
 def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
     """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs.

@@ -1,0 +1,17 @@
+"""Evaluators, multi-scale and tiled inference, dense CRF, reports, the Predictor and export."""
+
+from .build import EVALUATORS, build_evaluator, evaluate
+from .inference import Inference
+from .predictor import Predictor
+from .sem_seg import SemSegEvaluator
+from .volume import VolumeEvaluator
+
+__all__ = [
+    "EVALUATORS",
+    "Inference",
+    "Predictor",
+    "SemSegEvaluator",
+    "VolumeEvaluator",
+    "build_evaluator",
+    "evaluate",
+]

@@ -1,0 +1,129 @@
+"""From a config and a data set's metadata to numbers on the screen and in results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import nn
+
+from ..data.build import build_test_loader
+from ..data.io import write_bytes_atomic
+from ..errors import BLPSegError
+from .crf import CRFEvaluator, DenseCRF
+from .inference import Inference
+from .sem_seg import SemSegEvaluator
+from .volume import VolumeEvaluator
+
+__all__ = ["EVALUATORS", "build_evaluator", "evaluate"]
+
+# Metadata's evaluator_type -> class with from_config(cfg, dataset_name, output_dir).
+EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
+    """The evaluator of a data set, by its metadata's ``evaluator_type``, with what ``TEST.*`` adds to it.
+
+    Args:
+        cfg: ``TEST.CRF``, ``TEST.REPORT`` and the evaluators' own keys are read.
+        dataset_name: a name in the catalogs.
+        output_dir: for files; None for ``<OUTPUT_DIR>/inference/<dataset_name>``.
+
+    Raises:
+        BLPSegError: an unknown evaluator type, or another number of classes than the config's.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise BLPSegError(
+            f"data set {dataset_name}: evaluator_type {kind!r} in its metadata; known are {', '.join(EVALUATORS)}"
+        )
+    classes = len(metadata.stuff_classes)
+    if classes != cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        raise BLPSegError(
+            f"data set {dataset_name} has {classes} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; they must agree"
+        )
+    output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    evaluator = EVALUATORS[kind].from_config(cfg, dataset_name, output_dir)
+    if cfg.TEST.CRF.ENABLED:
+        return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS)
+    return evaluator
+
+
+def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
+    """Evaluate ``model`` on every data set of ``DATASETS.TEST``, as ``TEST.*`` says.
+
+    In a distributed job every process must call it. The main process prints for each data set a table of the
+    classes and a line ``mIoU: <percent>``, logs Detectron2's copy-paste lines and writes
+    ``<OUTPUT_DIR>/results.json``: ``{data set: {task: {metric: number or null}}}``.
+
+    Args:
+        cfg: a complete config.
+        model: takes and gives what :class:`blpseg.modeling.BLPSeg` does; its mode is restored.
+
+    Returns:
+        Detectron2's form: ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for
+        several; empty but on the main process.
+
+    Raises:
+        BLPSegError: no data set is named, or the data are unsound (:meth:`SemSegEvaluator.process`).
+    """
+    if not cfg.DATASETS.TEST:
+        raise BLPSegError("DATASETS.TEST names no data set to evaluate on")
+    # A CRF starts from logits; everything else needs the class map alone, a byte a pixel.
+    inference = Inference.from_config(cfg, model, classes_only=not cfg.TEST.CRF.ENABLED)
+    results = OrderedDict()
+    for dataset_name in cfg.DATASETS.TEST:
+        evaluator = build_evaluator(cfg, dataset_name)
+        dataset_results = inference_on_dataset(inference, build_test_loader(cfg, dataset_name), evaluator)
+        if comm.is_main_process():
+            results[dataset_name] = dataset_results
+            print(results_table(dataset_name, dataset_results, inference.views), flush=True)
+            print_csv_format(dataset_results)
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+        write_bytes_atomic(path, (json.dumps(_finite(results), indent=2) + "\n").encode())
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]], views: int) -> str:
+    """The numbers of one data set for a reader: a table by class, a table of the rest, the line ``mIoU: ...``."""
+    by_class: dict[str, dict[str, float]] = {}
+    overall = []
+    for metrics in results.values():
+        for key, value in metrics.items():
+            metric, dash, name = key.partition("-")
+            if dash:
+                by_class.setdefault(name, {})[metric] = value
+            else:
+                overall.append((metric, value))
+    columns = list(dict.fromkeys(metric for row in by_class.values() for metric in row))
+    rows = [[name, *(row.get(metric, math.nan) for metric in columns)] for name, row in by_class.items()]
+    plural = "s" if views > 1 else ""
+    return "\n".join(
+        [
+            f"{dataset_name}, {views} view{plural} of each image",
+            tabulate(rows, headers=["class", *columns], floatfmt=".2f", missingval="-"),
+            "",
+            tabulate(overall, floatfmt=".2f", tablefmt="plain"),
+            f"mIoU: {results['sem_seg']['mIoU']:.3f}",
+        ]
+    )
+
+
+def _finite(value):
+    """JSON has no NaN: null stands for a number that does not exist."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,164 @@
+"""Dense CRF as a last step of inference (METHOD section 7); needs the package pydensecrf2."""
+
+from __future__ import annotations
+
+import collections
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+
+from ..errors import BLPSegError
+
+__all__ = ["CRFEvaluator", "DenseCRF"]
+
+
+class DenseCRF:
+    """Fully connected CRF with Gaussian pairwise terms (Kraehenbuehl and Koltun, NIPS 2011), by mean field.
+
+    Picklable, so that it can be sent to other processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        iterations: int = 1,
+        gaussian_sxy: float = 3,
+        gaussian_compat: float = 3,
+        bilateral_sxy: float = 32,
+        bilateral_srgb: float = 13,
+        bilateral_compat: float = 10,
+    ):
+        """
+        Args:
+            iterations: of mean field.
+            gaussian_sxy, bilateral_sxy: standard deviations in pixels.
+            bilateral_srgb: standard deviation in grey levels, 0..255.
+            gaussian_compat, bilateral_compat: weights of the Potts model.
+
+        Raises:
+            BLPSegError: pydensecrf2 is not installed.
+        """
+        _pydensecrf()
+        self.iterations = iterations
+        self.gaussian_sxy = gaussian_sxy
+        self.gaussian_compat = gaussian_compat
+        self.bilateral_sxy = bilateral_sxy
+        self.bilateral_srgb = bilateral_srgb
+        self.bilateral_compat = bilateral_compat
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> DenseCRF:
+        crf = cfg.TEST.CRF
+        return cls(
+            iterations=crf.ITERATIONS,
+            gaussian_sxy=crf.GAUSSIAN_SXY,
+            gaussian_compat=crf.GAUSSIAN_COMPAT,
+            bilateral_sxy=crf.BILATERAL_SXY,
+            bilateral_srgb=crf.BILATERAL_SRGB,
+            bilateral_compat=crf.BILATERAL_COMPAT,
+        )
+
+    def __call__(self, logits: np.ndarray, image: np.ndarray) -> np.ndarray:
+        """
+        Args:
+            logits: (C, H, W) float.
+            image: (H, W, 3) uint8; the order of its channels does not matter.
+
+        Returns:
+            (H, W) class map, uint8 (int64 beyond 256 classes).
+        """
+        densecrf, unary_from_softmax = _pydensecrf()
+        classes, height, width = logits.shape
+        probabilities = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=0).numpy()
+        field = densecrf.DenseCRF2D(width, height, classes)
+        field.setUnaryEnergy(unary_from_softmax(probabilities))
+        field.addPairwiseGaussian(sxy=self.gaussian_sxy, compat=self.gaussian_compat)
+        field.addPairwiseBilateral(
+            sxy=self.bilateral_sxy,
+            srgb=self.bilateral_srgb,
+            rgbim=np.ascontiguousarray(image),
+            compat=self.bilateral_compat,
+        )
+        classes_map = np.asarray(field.inference(self.iterations)).argmax(axis=0).reshape(height, width)
+        return classes_map.astype(np.uint8) if classes <= 256 else classes_map
+
+
+def _pydensecrf():
+    try:
+        from pydensecrf import densecrf
+        from pydensecrf.utils import unary_from_softmax
+    except ImportError as error:
+        raise BLPSegError(
+            f"TEST.CRF.ENABLED: the dense CRF needs pydensecrf2 ({error}); pip install 'blpseg[crf]' builds it, "
+            "or set TEST.CRF.ENABLED False"
+        ) from error
+    return densecrf, unary_from_softmax
+
+
+class CRFEvaluator(DatasetEvaluator):
+    """Hands predictions to another evaluator after a dense CRF, several images at a time.
+
+    pydensecrf holds Python's interpreter lock, so the images are shared out among processes.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator, crf: DenseCRF, workers: int = 0):
+        """
+        Args:
+            evaluator: gets (H, W) class maps, in the order of the images.
+            crf: what is applied.
+            workers: processes; 0 for one a CPU core that this process may use.
+        """
+        self._evaluator = evaluator
+        self._crf = crf
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._pool = None
+        self._pending = collections.deque()
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+        self._close()
+        # Not forked: a fork copies locks that threads of OpenMP or CUDA may hold.
+        self._pool = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """As :meth:`SemSegEvaluator.process`; ``sem_seg`` must be logits and ``image`` (3, H', W') in 0..255."""
+        for x, output in zip(inputs, outputs, strict=True):
+            logits = output["sem_seg"].cpu().numpy()
+            image = image_array(x["image"], logits.shape[-2:])
+            # The record alone: nothing keeps the image's tensor while the queue is long.
+            record = {key: value for key, value in x.items() if not isinstance(value, torch.Tensor)}
+            self._pending.append((record, self._pool.submit(self._crf, logits, image)))
+            while len(self._pending) > 2 * self._workers:
+                self._take()
+
+    def _take(self) -> None:
+        record, future = self._pending.popleft()
+        self._evaluator.process([record], [{"sem_seg": torch.from_numpy(future.result())}])
+
+    def evaluate(self):
+        try:
+            while self._pending:
+                self._take()
+        finally:
+            self._close()
+        return self._evaluator.evaluate()
+
+    def _close(self) -> None:
+        self._pending.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+
+def image_array(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+    """(3, H', W') in 0..255 -> (H, W, 3) uint8 of ``size``."""
+    array = image.cpu().round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    if array.shape[:2] != tuple(size):
+        array = cv2.resize(array, tuple(size)[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(array)

@@ -1,0 +1,144 @@
+"""Images in, class maps out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from PIL import Image, ImageOps
+
+from ..data.io import read_image
+from ..errors import BLPSegError
+from .crf import DenseCRF
+from .inference import Inference, class_map
+
+__all__ = ["Predictor"]
+
+
+class Predictor:
+    """A trained model to call on images. Detectron2 counterpart: :class:`detectron2.engine.DefaultPredictor`.
+
+    One object may be called from several threads: forwards take turns, so that memory is that of one.
+    Multi-scale inference, tiles and the CRF are as ``TEST.*`` of the config says.
+
+    Example::
+
+        predictor = Predictor(get_cfg("configs/CamVid-Scribble/blpseg_R50.yaml", ["MODEL.WEIGHTS", "model.pth"]))
+        classes = predictor("street.png")["sem_seg"]
+    """
+
+    def __init__(self, cfg: CfgNode, *, return_logits: bool = True, batch_size: int = 4):
+        """
+        Args:
+            cfg: ``MODEL.WEIGHTS`` is loaded, ``MODEL.DEVICE`` says where the model runs.
+            return_logits: False leaves them out of the results, for images of many megapixels.
+            batch_size: how many images of one size share a forward when a list is given.
+
+        Raises:
+            BLPSegError: the weights are missing or of another model, or the device is not there.
+        """
+        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+            raise BLPSegError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device here; use MODEL.DEVICE cpu")
+        from ..engine.checkpoint import load_weights  # here, since the engine's trainer imports evaluation
+
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        load_weights(self.model, self.cfg.MODEL.WEIGHTS, complete=True)
+        self.return_logits = return_logits
+        self.batch_size = batch_size
+        self._crf = DenseCRF.from_config(cfg) if cfg.TEST.CRF.ENABLED else None
+        self._inference = Inference.from_config(
+            cfg, self.model, classes_only=self._crf is None and not return_logits
+        )
+        self._lock = threading.Lock()
+
+    def __call__(self, images, *, annotation: bool = False) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:
+        """
+        Args:
+            images: one image or a list of them. An image is an (H, W, 3) uint8 array in BGR order (as OpenCV
+                reads it), an (H, W) uint8 array of grey, a PIL image, or the path of a file. An
+                (N, H, W, 3) array is a list.
+            annotation: add the annotation head's view of the image.
+
+        Returns:
+            a dict for an image, a list of dicts for a list:
+
+            * ``sem_seg``: (H, W) uint8 class map (int64 beyond 256 classes).
+            * ``logits``: (C, H, W) float32, before the CRF; left out without ``return_logits``.
+            * ``annotation_prob`` (with ``annotation``): (C + 1, H, W) float32, probability that a pixel is
+              annotated as each class, and last "not annotated". One view; an image above ``TEST.TILE.ABOVE``
+              pixels is reduced to that for it.
+
+        Raises:
+            BLPSegError: an image cannot be read or is of another kind.
+        """
+        single = not isinstance(images, (list, tuple)) and not (isinstance(images, np.ndarray) and images.ndim == 4)
+        items: Sequence = [images] if single else images
+        results = []
+        for start in range(0, len(items), self.batch_size):
+            arrays = [self._to_array(item) for item in items[start : start + self.batch_size]]
+            results += self._predict(arrays, annotation)
+        return results[0] if single else results
+
+    def _predict(self, arrays: list[np.ndarray], annotation: bool) -> list[dict[str, np.ndarray]]:
+        batch = [{"image": torch.from_numpy(array).permute(2, 0, 1)} for array in arrays]
+        # no_grad is of the thread, the lock is of the object.
+        with self._lock, torch.no_grad():
+            outputs = [output["sem_seg"].cpu() for output in self._inference(batch)]
+            probabilities = [self._annotation(x["image"]) for x in batch] if annotation else None
+        results = []
+        for i, (array, output) in enumerate(zip(arrays, outputs, strict=True)):
+            result = {}
+            if self._crf is not None:
+                result["sem_seg"] = self._crf(output.numpy(), array)
+            else:
+                result["sem_seg"] = class_map(output).numpy()
+            if self.return_logits:
+                result["logits"] = output.numpy()
+            if probabilities is not None:
+                result["annotation_prob"] = probabilities[i]
+            results.append(result)
+        return results
+
+    def _annotation(self, image: torch.Tensor) -> np.ndarray:
+        """(3, H, W) uint8 -> (C + 1, H, W) float32 probabilities."""
+        height, width = image.shape[-2:]
+        limit = self.cfg.TEST.TILE.ABOVE
+        factor = (height * width / limit) ** 0.5 if limit else 1.0
+        if factor > 1:
+            small = (max(1, int(width / factor)), max(1, int(height / factor)))
+            array = cv2.resize(image.permute(1, 2, 0).numpy(), small, interpolation=cv2.INTER_AREA)
+            image = torch.from_numpy(array).permute(2, 0, 1)
+        (maps,) = self.model.inspect([{"image": image}])
+        probabilities = maps["annotation_prob"].float()
+        if factor > 1:
+            probabilities = torch.nn.functional.interpolate(
+                probabilities[None], size=(height, width), mode="bilinear", align_corners=False
+            )[0]
+        return probabilities.cpu().numpy()
+
+    def _to_array(self, image) -> np.ndarray:
+        """Any accepted image -> contiguous (H, W, 3) uint8 in the order of INPUT.FORMAT."""
+        order = self.cfg.INPUT.FORMAT
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(os.fspath(image), order)
+        if isinstance(image, Image.Image):
+            array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.ascontiguousarray(array if order == "RGB" else array[..., ::-1])
+        if not isinstance(image, np.ndarray):
+            raise BLPSegError(f"an image must be a path, a PIL image or an array, not {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise BLPSegError(
+                f"an image array must be (H, W, 3) or (H, W) uint8 in 0..255, not {image.shape} {image.dtype}"
+            )
+        if image.size == 0:
+            raise BLPSegError(f"the image is empty: {image.shape}")
+        if image.ndim == 2:
+            return np.ascontiguousarray(np.repeat(image[..., None], 3, axis=2))
+        return np.ascontiguousarray(image[..., ::-1] if order == "RGB" else image)

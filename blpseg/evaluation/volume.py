@@ -1,0 +1,114 @@
+"""Overlap and surface distance of three-dimensional segmentations (ACDC)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from ..errors import BLPSegError
+from .sem_seg import SemSegEvaluator
+
+__all__ = ["VolumeEvaluator"]
+
+
+class VolumeEvaluator(SemSegEvaluator):
+    """:class:`SemSegEvaluator` on the slices, and 3-D Dice and 95 % Hausdorff distance on the volumes.
+
+    Slices with one ``volume_id`` (a patient's frame), in the order of ``slice_index``, are one volume. For
+    each volume and each class but the background, pixels with the ignore label left out of both,
+
+    * Dice = 2 |A and B| / (|A| + |B|), percent. 0 where only one of prediction and mask holds the class; a
+      class that neither holds is left out of the means.
+    * HD95 = 95th percentile of the distances between the two surfaces, in the unit of the records'
+      ``spacing`` (slice, row, column; mm), and in voxels where a record has none. It exists only where both
+      hold the class; ``HD95_undefined`` counts the pairs of volume and class in which just one does.
+
+    ``Dice-<class>`` is the mean over volumes, ``Dice`` the mean over volumes of a volume's mean over classes
+    ("the mean over patients of the 3-D Dice of classes 1..3", METHOD section 8); HD95 likewise.
+    Both are MedPy's (``medpy.metric.binary.dc``, ``hd95``).
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None, **options):
+        """As :class:`SemSegEvaluator`.
+
+        Raises:
+            BLPSegError: MedPy is missing, or a record has no ``volume_id`` or ``slice_index``.
+        """
+        super().__init__(dataset_name, output_dir, **options)
+        try:
+            from medpy.metric import binary
+        except ImportError as error:
+            raise BLPSegError(f"evaluating volumes needs MedPy ({error}): pip install 'blpseg[medical]'") from error
+        self._dice, self._hd95 = binary.dc, binary.hd95
+        self._records = {}
+        for record in DatasetCatalog.get(dataset_name):
+            for key in ("volume_id", "slice_index"):
+                if key not in record:
+                    raise BLPSegError(f"{record['file_name']}: record without {key}, which {dataset_name} needs")
+            self._records[record["file_name"]] = record
+
+    def reset(self) -> None:
+        super().reset()
+        self._slices = []
+
+    def _process_pixels(self, x: dict, prediction: np.ndarray, label: np.ndarray) -> None:
+        super()._process_pixels(x, prediction, label)
+        self._slices.append((x["file_name"], prediction.astype(np.uint8), label))
+
+    def evaluate(self) -> OrderedDict | None:
+        """:meth:`SemSegEvaluator.evaluate` and ``"volume"``: ``Dice``, ``HD95``, ``HD95_undefined``, ``Dice-<class>``,
+        ``HD95-<class>``.
+
+        Raises:
+            BLPSegError: slices of one volume differ in size.
+        """
+        results = super().evaluate()
+        # A volume's slices may have been shared out among processes.
+        slices = itertools.chain(*comm.gather(self._slices))
+        if results is None:
+            return None
+        volumes = defaultdict(list)
+        for file_name, prediction, label in slices:
+            record = self._records[file_name]
+            volumes[record["volume_id"]].append((record["slice_index"], file_name, prediction, label))
+        # (volumes, C - 1)
+        scores = [self._volume_scores(sorted(volume, key=lambda s: s[:2])) for volume in volumes.values()]
+        dice, hd95, undefined = (np.array(column, dtype=float) for column in zip(*scores, strict=True))
+        results["volume"] = {
+            "Dice": 100 * _mean(_mean(dice, 1)),
+            "HD95": _mean(_mean(hd95, 1)),
+            "HD95_undefined": int(undefined.sum()),
+        }
+        for i, name in enumerate(self._class_names[1:]):
+            results["volume"][f"Dice-{name}"] = 100 * _mean(dice[:, i])
+            results["volume"][f"HD95-{name}"] = _mean(hd95[:, i])
+        return results
+
+    def _volume_scores(self, volume: list[tuple]) -> tuple[list[float], list[float], list[bool]]:
+        """Slices in order -> Dice, HD95 and "HD95 is undefined", each of C - 1 entries; NaN = left out."""
+        shapes = {label.shape: file_name for _, file_name, _, label in volume}
+        if len(shapes) > 1:
+            raise BLPSegError(f"{' and '.join(list(shapes.values())[:2])}: slices of one volume differ in size")
+        prediction, label = (np.stack(part) for part in list(zip(*volume, strict=True))[2:])
+        spacing = self._records[volume[0][1]].get("spacing")
+        inside = label != self._ignore_label
+        dice, hd95, undefined = [], [], []
+        for c in range(1, self._num_classes):
+            a, b = (prediction == c) & inside, (label == c) & inside
+            found, there = a.any(), b.any()
+            dice.append(self._dice(a, b) if found or there else np.nan)
+            hd95.append(self._hd95(a, b, voxelspacing=spacing) if found and there else np.nan)
+            undefined.append(found != there)
+        return dice, hd95, undefined
+
+
+def _mean(values: np.ndarray, axis: int | None = None):
+    """Mean of what is not NaN; NaN, without numpy's warning, where nothing is left."""
+    count = np.isfinite(values).sum(axis=axis)
+    total = np.nansum(values, axis=axis)
+    mean = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+    return float(mean) if np.ndim(mean) == 0 else mean
