@@ -8,7 +8,6 @@ from collections import OrderedDict
 from pathlib import PurePath
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
@@ -93,7 +92,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             names = [PurePath(record["file_name"]).stem for record in records]
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise BLPSegError(f"data set {dataset_name}: several images named {twice}; cannot write one PNG for each")
+                raise BLPSegError(f"data set {dataset_name}: several images named {twice}; their PNG would collide")
             self._prediction_dir = os.path.join(output_dir, prediction_folder(dataset_name))
 
     @classmethod

@@ -73,7 +73,8 @@ def test_agrees_with_detectron2(dataset, toy_cfg):
     inputs = load_inputs(dataset())
     model = ColorModel(4)
     toy_cfg.TEST.BOUNDARY_IOU = True
-    theirs = inference_on_dataset(model, [[x] for x in inputs], Reference("toy_val", sem_seg_loading_fn=_read))["sem_seg"]
+    reference = Reference("toy_val", sem_seg_loading_fn=_read)
+    theirs = inference_on_dataset(model, [[x] for x in inputs], reference)["sem_seg"]
     ours = inference_on_dataset(model, [[x] for x in inputs], build_evaluator(toy_cfg, "toy_val"))["sem_seg"]
     assert ours.keys() == theirs.keys()
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-9)
@@ -189,16 +190,11 @@ def test_two_images_of_one_name_cannot_both_be_written(dataset, toy_cfg, tmp_pat
 
 def _rank(rank, port, out, records):
     """One of two processes that share the images."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.utils import comm
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
-    DatasetCatalog.register("toy_val", lambda: records)
-    MetadataCatalog.get("toy_val").set(
-        stuff_classes=CLASSES, stuff_colors=COLORS, ignore_label=IGNORE, evaluator_type="sem_seg_volume"
-    )
     evaluator = VolumeEvaluator("toy_val")
     mine = load_inputs(records)[rank::2]
     results = inference_on_dataset(ColorModel(4), [[x] for x in mine], evaluator)
@@ -213,7 +209,8 @@ def test_two_processes_agree_with_one(dataset, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (port, str(tmp_path), records), nprocs=2)
+    # Forked, not spawned: importing torch and Detectron2 twice takes longer than all the other tests.
+    torch.multiprocessing.start_processes(_rank, (port, str(tmp_path), records), nprocs=2, start_method="fork")
     together = json.loads((tmp_path / "rank0.json").read_text())
     assert json.loads((tmp_path / "rank1.json").read_text()) == {}
     for task in ("sem_seg", "volume"):
