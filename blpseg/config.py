@@ -108,7 +108,19 @@ def _add_dataset_keys(cfg: CN) -> None:
 
 
 def _add_solver_keys(cfg: CN) -> None:
-    cfg.SOLVER.OPTIMIZER = "AdamW"
+    cfg.SOLVER.OPTIMIZER = "AdamW"  # or "SGD" with SOLVER.MOMENTUM
+    # Decay of norms; None = WEIGHT_DECAY, as the paper (Detectron2's default is 0). WEIGHT_DECAY_BIAS likewise.
+    cfg.SOLVER.WEIGHT_DECAY_NORM = None
+    cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", also for CPUs that have it
+    cfg.SOLVER.ACCUMULATION_STEPS = 1  # parts of each process's batch, one after the other: less memory, same losses
+    cfg.SOLVER.CHANNELS_LAST = False
+    cfg.SOLVER.COMPILE = False  # torch.compile of backbone and decoder
+    cfg.SOLVER.FINETUNE_OTHER_CLASSES = False  # MODEL.WEIGHTS of another class count: class layers start anew
+
+    cfg.OUTPUT = CN()
+    cfg.OUTPUT.LOG_PERIOD = 20  # iterations between lines, metrics.json and TensorBoard points
+    cfg.OUTPUT.KEEP_CHECKPOINTS = 2  # newest ones that stay, beside model_best.pth and model_final.pth
+    cfg.OUTPUT.WANDB_PROJECT = ""  # Weights & Biases project; "" = off
 
 
 def _add_test_keys(cfg: CN) -> None:

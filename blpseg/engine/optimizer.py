@@ -1,0 +1,61 @@
+"""Optimisers and gradient clipping by config."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import get_default_optimizer_params
+from torch import nn
+
+from ..errors import BLPSegError
+
+__all__ = ["build_optimizer", "clip_gradients", "gradient_norm"]
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """``SOLVER.OPTIMIZER`` over ``model``'s parameters (METHOD section 6: AdamW).
+
+    ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and
+    biases; None, the default here, treats them as every other weight.
+    """
+    solver = cfg.SOLVER
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    if not groups:
+        raise BLPSegError("config: the model has no weight to train; is everything frozen (MODEL.BACKBONE.FREEZE_AT)?")
+    if solver.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    if solver.OPTIMIZER == "SGD":
+        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    raise BLPSegError(f"config: SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; AdamW and SGD are there")
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """L2 norm over all gradients, a scalar tensor on their device; NaN or infinite if any of them is."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip_gradients(clip: CfgNode, parameters: list[nn.Parameter]) -> None:
+    """Clip in place as ``SOLVER.CLIP_GRADIENTS`` says.
+
+    CLIP_TYPE ``value`` and ``norm`` act on each parameter by itself, as in Detectron2; ``full_model`` bounds the
+    norm over all of them (the name Mask R-CNN's successors use).
+    """
+    if not clip.ENABLED:
+        return
+    if clip.CLIP_TYPE == "full_model":
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+    elif clip.CLIP_TYPE == "norm":
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
+    elif clip.CLIP_TYPE == "value":
+        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+    else:
+        raise BLPSegError(f"config: SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} is not value, norm or full_model")
