@@ -32,20 +32,21 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--config-file", default="", metavar="FILE", help="YAML config (default: Detectron2's defaults alone)")
+    p.add_argument("--config-file", default="", metavar="FILE", help="YAML config (default: none)")
     p.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint in OUTPUT_DIR")
     p.add_argument("--overwrite", action="store_true", help="delete the checkpoints and metrics that OUTPUT_DIR holds")
     p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, no training")
-    p.add_argument("--replay", default="", metavar="DUMP", help="repeat the step of a dump_*.pth and name what is not finite")
+    p.add_argument("--replay", default="", metavar="DUMP", help="repeat the step of a dump_*.pth, name what is not finite")
     p.add_argument(
         "--trust-checkpoint", action="store_true", help="read weights with plain pickle, which can run code they carry"
     )
     p.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine: one a GPU, or on the CPU (default 1)"
+        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine: one a GPU, or on the "
+        "CPU (default 1)"
     )
     p.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines (default 1)")
     p.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, 0..M-1")
-    p.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://ADDRESS:PORT of machine 0 (default: a free local port)")
+    p.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST0:PORT (default: a free local port)")
     p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
     return add_debug_flag(p)
 

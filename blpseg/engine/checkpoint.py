@@ -58,7 +58,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def fetch(path: str) -> str:
-    """The local file behind ``path`` (downloaded and cached if it is a URL); :class:`BLPSegError` when there is none."""
+    """The local file behind ``path`` (downloaded and cached if it is a URL); :class:`BLPSegError` when there is "
+    "none."""
     try:
         local = PathManager.get_local_path(path)
     except Exception as error:  # every scheme of PathManager fails in its own way
@@ -100,9 +101,11 @@ def load_file(path: str, *, trust: bool = False) -> dict:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)|(it would call \S+|codec \S+)", str(error))
         if found is None:
-            raise BLPSegError(f"{path}: not a readable weights file ({describe(error)[:120]}); fetch it again") from error
+            reason = describe(error)[:120]
+            raise BLPSegError(f"{path}: not a readable weights file ({reason}); fetch it again") from error
         raise BLPSegError(
-            f"{path}: refused, it holds more than tensors and plain containers ({found[1] or found[2]}); get it as plain "
+            f"{path}: refused, it holds more than tensors and plain containers ({found[1] or found[2]}); get it "
+            "as plain "
             "tensors, or pass --trust-checkpoint if you trust whoever made it"
         ) from error
     except OSError:
@@ -150,7 +153,7 @@ def load_weights(
         raise BLPSegError(f"{path}: {_shape_message(model, data, wrong)}")
     loaded = {k: v for k, v in weights.items() if k in own and k not in wrong}
     if not loaded:
-        raise BLPSegError(f"{path}: none of its {len(weights)} weights has a place in this model; is it the right file?")
+        raise BLPSegError(f"{path}: none of its {len(weights)} weights fits this model; is it the right file?")
     missing = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
     needed = [k for k in missing if k not in wrong and (complete or k.startswith("backbone."))]
     if needed:

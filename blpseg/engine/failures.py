@@ -32,14 +32,17 @@ class Diagnosis:
             cfg = self.cfg
             raise BLPSegError(
                 f"out of memory with {self.images} image(s) a process: raise SOLVER.ACCUMULATION_STEPS "
-                f"({cfg.SOLVER.ACCUMULATION_STEPS}), lower SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) or INPUT.CROP.SIZE "
+                f"({cfg.SOLVER.ACCUMULATION_STEPS}), lower SOLVER.IMS_PER_BATCH ({cfg.SOLVER.IMS_PER_BATCH}) or "
+                "INPUT.CROP.SIZE "
                 f"({list(cfg.INPUT.CROP.SIZE)}), set SOLVER.AMP.ENABLED True ({cfg.SOLVER.AMP.ENABLED}) and "
                 f"MODEL.BLPSEG.LAM.IMPL auto ({cfg.MODEL.BLPSEG.LAM.IMPL}): {describe(error)[:160]}"
             ) from error
         if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
             raise BLPSegError(
-                "batch norm cannot train on one image at a time (pyramid pooling leaves one value a channel): give each process "
-                f"and part at least 2 images (SOLVER.IMS_PER_BATCH {self.cfg.SOLVER.IMS_PER_BATCH}, SOLVER.ACCUMULATION_STEPS "
+                "batch norm cannot train on one image at a time (pyramid pooling leaves one value a channel): "
+                "give each process "
+                f"and part at least 2 images (SOLVER.IMS_PER_BATCH {self.cfg.SOLVER.IMS_PER_BATCH}, "
+                "SOLVER.ACCUMULATION_STEPS "
                 f"{self.cfg.SOLVER.ACCUMULATION_STEPS}), or set MODEL.BLPSEG.NORM GN or FrozenBN"
             ) from error
         return False
@@ -57,7 +60,8 @@ def loader_error(error: Exception, trainer) -> Exception:
         return BLPSegError(f"a loader worker failed: {last}; check the data with tools/check_dataset.py")
     if "DataLoader worker" in text:
         return BLPSegError(
-            f"a loader worker died ({describe(error)}); if it was killed for lack of memory, lower DATALOADER.NUM_WORKERS; "
+            f"a loader worker died ({describe(error)}); if it was killed for lack of memory, lower "
+            "DATALOADER.NUM_WORKERS; "
             "DATALOADER.NUM_WORKERS 0 shows where a sample crashes; go on with --resume"
         )
     return error

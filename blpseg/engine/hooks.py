@@ -174,11 +174,13 @@ class ProgressWriter(EventWriter):
             return histories[name].avg(max(1, storage.count_samples(name, self.window)))
 
         seconds = mean("time")
-        losses = " ".join(f"{k.removeprefix('loss_')} {mean(k):.4g}" for k in sorted(histories) if k.startswith("loss_"))
+        names = sorted(k for k in histories if k.startswith("loss_"))
+        losses = " ".join(f"{name.removeprefix('loss_')} {mean(name):.4g}" for name in names)
         left = datetime.timedelta(seconds=round(seconds * (self.max_iter - storage.iter - 1)))
         logger.info(
             f"iter {storage.iter + 1}/{self.max_iter} loss {mean('total_loss'):.4g} ({losses}) "
-            f"lr {storage.latest()['lr'][0]:.3g} {self.images / seconds:.3g} images/s data {mean('data_time') / seconds:.0%} "
+            f"lr {storage.latest()['lr'][0]:.3g} {self.images / seconds:.3g} images/s data "
+            f"{mean('data_time') / seconds:.0%} "
             f"mem {memory_gib():.2f} GiB eta {left}"
         )
 

@@ -25,7 +25,8 @@ __all__ = ["PeerFailure", "launch"]
 
 TIMEOUT = timedelta(minutes=30)  # Detectron2's; an evaluation on one rank may keep the others waiting
 GRACE_S = 5.0  # processes that outlive a failed one get this long to end by themselves
-CONNECTION_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "connection refused")
+# How gloo and NCCL say that another process is gone.
+CONNECTION_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "refused")
 
 
 class PeerFailure(BLPSegError):
@@ -52,7 +53,8 @@ def launch(worker: Callable, args, *, use_gpu: bool) -> int:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         stop = StopRequest().install()
         try:
-            _join_group("env://", int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]), local_size, use_gpu)
+            rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+            _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
             return worker(args, stop) or 0
         except Exception as error:
             if not isinstance(error, PeerFailure) and _connection_lost(error):
@@ -76,11 +78,14 @@ def _check(args, use_gpu: bool) -> None:
         )
     if use_gpu and args.num_gpus > torch.cuda.device_count():
         raise BLPSegError(
-            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} GPU(s); lower it, or train on the "
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} GPU(s); lower it, or train "
+            "on the "
             "CPU with MODEL.DEVICE cpu"
         )
     if args.num_machines > 1 and args.dist_url == "auto":
-        raise BLPSegError("--num-machines > 1 needs --dist-url tcp://ADDRESS:PORT, a free port on machine 0, the same everywhere")
+        raise BLPSegError(
+            "--num-machines > 1 needs --dist-url tcp://ADDRESS:PORT, a free port on machine 0, the same everywhere"
+        )
 
 
 def _spawn(worker: Callable, args, use_gpu: bool) -> int:
@@ -89,7 +94,8 @@ def _spawn(worker: Callable, args, use_gpu: bool) -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    context = multiprocessing.get_context("spawn")
+    # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
     processes, reports = [], []
     for local_rank in range(args.num_gpus):
         receiver, sender = context.Pipe(duplex=False)
@@ -134,7 +140,8 @@ def _spawn(worker: Callable, args, use_gpu: bool) -> int:
     if any(status < 0 for status in statuses):
         rank = next(rank for rank, status in enumerate(statuses) if status < 0)
         raise BLPSegError(
-            f"process {rank} was killed by signal {-statuses[rank]}; if not by you, then mostly for lack of memory: lower "
+            f"process {rank} was killed by signal {-statuses[rank]}; if not by you, then mostly for lack of "
+            "memory: lower "
             "SOLVER.IMS_PER_BATCH, INPUT.CROP.SIZE or DATALOADER.NUM_WORKERS, and go on with --resume"
         )
     return max(statuses)
@@ -194,7 +201,8 @@ def _join_group(url: str, rank: int, world_size: int, local_rank: int, local_siz
         )
     except (RuntimeError, ValueError) as error:
         raise BLPSegError(
-            f"{url}: process {rank} of {world_size} finds no contact ({describe(error)[:200]}); is the address machine 0's, the "
+            f"{url}: process {rank} of {world_size} finds no contact ({describe(error)[:200]}); is the address "
+            "machine 0's, the "
             "port free, and every machine started?"
         ) from error
     comm.create_local_process_group(local_size)

@@ -58,4 +58,4 @@ def clip_gradients(clip: CfgNode, parameters: list[nn.Parameter]) -> None:
     elif clip.CLIP_TYPE == "value":
         nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
     else:
-        raise BLPSegError(f"config: SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} is not value, norm or full_model")
+        raise BLPSegError(f"config: SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: value, norm, full_model exist")

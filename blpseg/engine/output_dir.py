@@ -24,7 +24,7 @@ HARMLESS = re.compile(
     r"OUTPUT_DIR$|OUTPUT\.|DATALOADER\.NUM_WORKERS$|MODEL\.DEVICE$|TEST\.|VIS_PERIOD$|CUDNN_BENCHMARK$|VERSION$|"
     r"SOLVER\.(CHECKPOINT_PERIOD|CHANNELS_LAST|COMPILE)$|DATASETS\.TEST$"
 )
-OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|metrics\.json|evaluations\.json|events\.out\.tfevents\..*")
+OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents\..*")
 
 
 def _flat(node: dict, prefix: str = "") -> dict:
@@ -83,7 +83,8 @@ class OutputDir:
             raise BLPSegError(f"{self.path}: holds another experiment ({'; '.join(changed[:3])}{more}); {ways}")
         if iterations:
             raise BLPSegError(
-                f"{self.path}: holds checkpoints of this experiment up to iteration {iterations[0]}; go on with --resume, {ways}"
+                f"{self.path}: holds checkpoints of this experiment up to iteration {iterations[0]}; go on with "
+                f"--resume, {ways}"
             )
 
     def start(self, iteration: int) -> None:
@@ -109,7 +110,8 @@ class OutputDir:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BLPSegError(
-                f"{self.path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
+                f"{self.path}: another process trains in it right now; wait for it, end it, or choose another "
+                "OUTPUT_DIR"
             ) from None
         except OSError:
             return  # a file system without locks
@@ -131,10 +133,12 @@ class _StrictStreamHandler(logging.StreamHandler):
 
 
 def setup_logging(output_dir: str, rank: int) -> None:
-    """Log to stdout (rank 0) and to ``output_dir``/log.txt (``log.txt.rank1`` ... for the others), as Detectron2 does."""
+    """Log to stdout (rank 0) and to ``output_dir``/log.txt (``log.txt.rank1`` ... for the others), as "
+    "Detectron2 does."""
     color = sys.stdout.isatty()
     for name in ("blpseg", "detectron2", "fvcore"):
         setup_logger(None, rank, color=color, name=name)
+    logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)  # how it stores the list of records
     if not output_dir:
         return
     PathManager.mkdirs(output_dir)

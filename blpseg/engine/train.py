@@ -137,7 +137,8 @@ def _find_checkpoint(checkpointer: Checkpointer, args) -> tuple[str, dict] | tup
         found = next(checkpointer.readable(trust=args.trust_checkpoint), None)
         if found is None:
             raise BLPSegError(
-                f"{checkpointer.output_dir}: none of its checkpoints can be read; restore one, or start anew with --overwrite"
+                f"{checkpointer.output_dir}: none of its checkpoints can be read; restore one, or start anew with "
+                "--overwrite"
             )
         return found
 
@@ -162,7 +163,8 @@ def _evaluate(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
         del state
     if not path:
         raise BLPSegError(
-            "--eval-only needs MODEL.WEIGHTS, e.g. MODEL.WEIGHTS output/.../model_final.pth, or --resume for the newest "
+            "--eval-only needs MODEL.WEIGHTS, e.g. MODEL.WEIGHTS output/.../model_final.pth, or --resume for the "
+            "newest "
             "checkpoint in OUTPUT_DIR"
         )
     load_weights(model, path, complete=True, trust=args.trust_checkpoint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 
@@ -135,7 +134,8 @@ class Trainer(TrainerBase):
             self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() and state["scaler"] else {})
         except (RuntimeError, ValueError, KeyError) as error:
             raise BLPSegError(
-                f"{path}: does not fit this config ({str(error).splitlines()[-1].strip()}); resume with the config it was "
+                f"{path}: does not fit this config ({str(error).splitlines()[-1].strip()}); resume with the "
+                "config it was "
                 "made with (config.yaml beside it), or train anew in another OUTPUT_DIR"
             ) from error
         self.start_iter = state["iteration"] + 1
@@ -146,7 +146,8 @@ class Trainer(TrainerBase):
                 group["lr"] = lr
         if state["world_size"] != self.world_size:
             logger.warning(
-                f"{path} is of {state['world_size']} process(es), this run has {self.world_size}: it continues, but not "
+                f"{path} is of {state['world_size']} process(es), this run has {self.world_size}: it continues, "
+                "but not "
                 "number for number"
             )
 
@@ -164,9 +165,9 @@ class Trainer(TrainerBase):
                 if module is not None:
                     module.compile()
         if self.world_size > 1:
-            gpu = {"device_ids": [self.device.index or torch.cuda.current_device()]} if self.device.type == "cuda" else {}
+            gpus = [torch.cuda.current_device()] if self.device.type == "cuda" else None
             # Running statistics differ between processes with plain batch norm; rank 0's count (sync_buffers).
-            self._parallel = DistributedDataParallel(self.model, broadcast_buffers=False, **gpu)
+            self._parallel = DistributedDataParallel(self.model, device_ids=gpus, broadcast_buffers=False)
             self._votes = dist.new_group(backend="gloo")
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage, self.stop.deferred():
@@ -175,13 +176,13 @@ class Trainer(TrainerBase):
                     self.data_loader = self.build_train_loader(self.start_iter)
                     self._batches = iter(self.data_loader)
                 self.before_train()
-                for self.iter in range(self.start_iter, self.max_iter):
+                for iteration in range(self.start_iter, self.max_iter):
+                    self.iter = iteration
                     self.before_step()
                     if not self.run_step():
                         self.iter -= 1  # the last one that is done
                         break
                     self.after_step()
-                    self._finished = self.iter
             finally:
                 self.after_train()
         return not self.stop.signum or self.iter + 1 >= self.max_iter
@@ -207,16 +208,15 @@ class Trainer(TrainerBase):
         losses: dict[str, torch.Tensor] = {}
         with Diagnosis(self.cfg, self.images_per_process):
             for k, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-                last = k == len(parts) - 1
-                with self._parallel.no_sync() if self._parallel is not self.model and not last else contextlib.nullcontext():
+                quiet = self.world_size > 1 and k < len(parts) - 1  # gradients travel once, with the last part
+                with self._parallel.no_sync() if quiet else contextlib.nullcontext():
                     with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                         part_losses = self._parallel(part)
                     # Each loss is a mean over something; its share of the whole batch's mean, times the number of
                     # processes since their gradients are averaged.
-                    part_losses = {
-                        name: loss * (self.world_size * weight.get(name, weight["images"]) / totals.get(name, totals["images"]))
-                        for name, loss in part_losses.items()
-                    }
+                    for name, loss in part_losses.items():
+                        key = name if name in weight else "images"
+                        part_losses[name] = loss * (self.world_size * weight[key] / totals[key])
                     self.scaler.scale(sum(part_losses.values())).backward()
                 for name, loss in part_losses.items():
                     losses[name] = losses.get(name, 0) + loss.detach()
@@ -290,12 +290,14 @@ class Trainer(TrainerBase):
             vector = torch.tensor([float(anywhere), *losses.values()], dtype=torch.float64)
             dist.all_reduce(vector, group=self._votes)
             anywhere = bool(vector[0])
-            values = {**dict(zip(losses, (vector[1:] / self.world_size).tolist(), strict=True)), "grad_norm": values["grad_norm"]}
+            means = (vector[1:] / self.world_size).tolist()
+            values = {**dict(zip(losses, means, strict=True)), "grad_norm": values["grad_norm"]}
         if culprits:
             path = save_dump(self, culprits)
             files = ", ".join(str(x.get("file_name", "?")) for x in self.batch)
             raise BLPSegError(
-                f"iteration {self.iter}: {' and '.join(culprits)} became NaN or infinite on {files}; weights and batch are in "
+                f"iteration {self.iter}: {' and '.join(culprits)} became NaN or infinite on {files}; weights and "
+                "batch are in "
                 f"{path}, repeat the step with --replay {path}"
             )
         if anywhere:
@@ -313,12 +315,14 @@ def _images_per_process(cfg: CfgNode, world_size: int) -> int:
     total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if total < 1 or total % world_size:
         raise BLPSegError(
-            f"config: SOLVER.IMS_PER_BATCH {total} is the total over all processes and must be a multiple of their number, "
+            f"config: SOLVER.IMS_PER_BATCH {total} is the total over all processes and must be a multiple of "
+            "their number, "
             f"{world_size}"
         )
     if not 1 <= steps <= total // world_size:
         raise BLPSegError(
-            f"config: SOLVER.ACCUMULATION_STEPS {steps} must be from 1 to the images of a process, {total // world_size}"
+            f"config: SOLVER.ACCUMULATION_STEPS {steps} must be from 1 to the images of a process, "
+            f"{total // world_size}"
         )
     if cfg.SOLVER.MAX_ITER < 1:
         raise BLPSegError(f"config: SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} must be at least 1")
