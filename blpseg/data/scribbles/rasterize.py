@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-__all__ = ["UNANNOTATED", "rasterize_strokes", "trace_stroke"]
+__all__ = ["UNANNOTATED", "rasterize_strokes", "segment_lengths", "segment_pixels"]
 
 UNANNOTATED = 255  # on disk, METHOD section 8
 _MAX_PIXELS_AT_ONCE = 1 << 22  # bounds the memory that a hostile zigzag of a million corners can ask for
@@ -31,42 +31,63 @@ def rasterize_strokes(
     """
     label = np.full((height, width), background, dtype=np.uint8)
     flat = label.reshape(-1)
-    limits = np.array([height - 1, width - 1])
+    class_ids, arrays = [], []
     for class_id, points in strokes:
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or points.dtype.kind not in "iu":
             raise ValueError(f"a stroke is a (K, 2) integer array with K >= 1, not {points.shape} {points.dtype}")
         if not 0 <= class_id <= 255:
             raise ValueError(f"class id {class_id} is not within 0..255")
-        points = np.clip(points.astype(np.int64), 0, limits)
-        for rows, columns in trace_stroke(points):
-            flat[rows * width + columns] = class_id
+        class_ids.append(class_id)
+        arrays.append(points)
+    if not arrays:
+        return label
+
+    # All strokes as one: what leads from one to the next is a segment that sets the former's last point and no more.
+    stroke = np.repeat(np.arange(len(arrays)), [len(points) for points in arrays])
+    points = np.concatenate([*arrays, arrays[-1][-1:]]).astype(np.int64)
+    points = np.minimum(np.maximum(points, 0), (height - 1, width - 1))
+    count = segment_lengths(points)
+    count[np.append(np.flatnonzero(np.diff(stroke)), -1)] = 1
+    ends = np.cumsum(count)
+    first = 0
+    while first < len(count):
+        drawn = ends[first - 1] if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, drawn + _MAX_PIXELS_AT_ONCE, side="right")))
+        pixels = segment_pixels(points[first : last + 1], count[first:last])
+        place = pixels[:, 0] * width + pixels[:, 1]
+        # NumPy does not say which of several values for one element stays, so that each stroke is set by itself.
+        first_stroke, last_stroke = stroke[first], stroke[last - 1]
+        segments = np.searchsorted(stroke[first:last], np.arange(first_stroke, last_stroke + 2))
+        starts = np.append(0, ends[first:last] - drawn)[segments]
+        for class_id, start, stop in zip(class_ids[first_stroke:], starts, starts[1:], strict=False):
+            flat[place[start:stop]] = class_id
+        first = last
     return label
 
 
-def trace_stroke(points: np.ndarray):
-    """The pixels of one open stroke, end points included, as (rows, columns) chunks in drawing order.
+def segment_pixels(points: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The pixels of joined segments by the published rule, each segment without its second end point.
 
-    Between neighbouring points m = max(|dr|, |dc|) pixels are set at trunc(r + i * (dr / m)). The quotient is rounded
-    to float64 before it is multiplied, as the published converter does: where m is 44 or more, exact arithmetic would
-    put a pixel in a few hundred elsewhere than the published labels have it.
+    Between points m = count pixels are set at trunc(r + i * (dr / m)). The quotient is rounded to float64 before it
+    is multiplied, as the published converter does: where m is 44 or more, exact arithmetic would put a pixel in some
+    thousands elsewhere than the published labels have it.
 
     Args:
-        points: (K, 2) int64 (row, column), non-negative, K >= 1.
+        points: (K, 2) int64 (row, column), non-negative.
+        count: (K - 1,) int64, pixels to set of each segment: max(|dr|, |dc|), and 1 where that is 0.
+
+    Returns:
+        (sum of count, 2) int64, in drawing order.
     """
-    start, delta = points[:-1], np.diff(points, axis=0)
-    count = np.maximum(np.abs(delta).max(axis=1, initial=0), 1)  # m <= 1: the first end point alone
-    slope = delta / count[:, None]
-    ends = np.cumsum(count)
-    first = 0
-    while first < len(start):
-        drawn = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, drawn + _MAX_PIXELS_AT_ONCE, side="right")))
-        part = slice(first, last)
-        step = np.arange(ends[last - 1] - drawn) - np.repeat(ends[part] - count[part] - drawn, count[part])
-        pixels = np.repeat(slope[part], count[part], axis=0) * step[:, None]
-        pixels += np.repeat(start[part], count[part], axis=0)
-        pixels = pixels.astype(np.int64)  # truncates; never negative
-        yield pixels[:, 0], pixels[:, 1]
-        first = last
-    yield points[-1:, 0], points[-1:, 1]
+    slope = np.diff(points, axis=0) / count[:, None]
+    step = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    pixels = np.repeat(slope, count, axis=0)
+    pixels *= step[:, None]
+    pixels += np.repeat(points[:-1], count, axis=0)
+    return pixels.astype(np.int64)  # truncates
+
+
+def segment_lengths(points: np.ndarray) -> np.ndarray:
+    """Pixels that each segment of a (K, 2) stroke sets, its second end point left out: (K - 1,) int64, >= 1."""
+    return np.maximum(np.abs(np.diff(points, axis=0)).max(axis=1, initial=0), 1)

@@ -11,17 +11,17 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .rasterize import UNANNOTATED, trace_stroke
+from .rasterize import UNANNOTATED, segment_lengths, segment_pixels
 
 __all__ = ["simulate_scribble"]
 
 _SAMPLES = 64  # pixels a pen's starting point is chosen from
-_LARGE_REGION = 0.15  # share of the image beyond which a region gets another stroke
+_LARGE_REGION = 0.25  # share of the image beyond which a region gets another stroke
 _MAX_STROKES = 3  # in one region
 _MAX_STEPS = 160  # of a pen, each way
 _TURNS = np.linspace(-1, 1, 7)  # candidate turns of a step, as fractions of the largest
 _LARGEST_TURN = np.deg2rad(55)  # in one step
-_LARGEST_BEND = np.deg2rad(140)  # away from the first direction: a stroke curves, it does not spiral
+_LARGEST_BEND = np.deg2rad(115)  # away from the first direction: a stroke curves, it does not spiral
 _LOOK_AHEAD = 2.5  # steps
 _DOT_AREA = 12  # pixels; smaller regions get a dot, no pen
 
@@ -60,22 +60,19 @@ def simulate_scribble(
             raise ValueError(f"{name} is within 0..1, not {value}")
     if width < 1 or int(width) != width:
         raise ValueError(f"width is a whole number of pixels, 1 or more, not {width}")
-    classes = [int(c) for c in np.unique(mask) if c != ignore_label]
-    if classes and not (0 <= classes[0] and classes[-1] < UNANNOTATED):
-        found = f"{classes[0]}..{classes[-1]}"
-        raise ValueError(f"mask values are 0..254 or the ignore value {ignore_label}, not {found}")
-
+    outside = mask[(mask != ignore_label) & ((mask < 0) | (mask >= UNANNOTATED))] if mask.dtype != np.uint8 else ()
+    if len(outside) or (ignore_label != UNANNOTATED and (mask == UNANNOTATED).any()):
+        found = outside[0] if len(outside) else UNANNOTATED
+        raise ValueError(f"mask values are classes 0..254 or the ignore value {ignore_label}, not {found}")
     mask = np.where(mask == ignore_label, UNANNOTATED, mask).astype(np.uint8)
+
     scribble = np.full(mask.shape, UNANNOTATED, dtype=np.uint8)
-    if not classes:
-        return scribble
-    rng = np.random.default_rng(seed)
-    regions = _Regions(mask, classes)
-    strokes = _walk(regions, preference, rng)
-    centres = rng.uniform(0.25, 0.75, len(strokes))  # what a shortened stroke shrinks to
-    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (int(width), int(width)))
-    for (region, points), centre in zip(strokes, centres, strict=True):
-        _draw(scribble, regions, region, points, length, centre, brush)
+    regions = _Regions(mask)
+    if len(regions.area) > 1:
+        rng = np.random.default_rng(seed)
+        region, points, ends = _walk(regions, preference, rng)
+        pixels, region = _shorten(region, points, ends, length, rng)
+        _draw(scribble, mask, regions.label, pixels, region, int(width))
     return scribble
 
 
@@ -86,38 +83,48 @@ class _Regions:
     edge is a boundary too, since people keep away from it.
     """
 
-    def __init__(self, mask: np.ndarray, classes: list[int]):
+    def __init__(self, mask: np.ndarray):
+        height, width = mask.shape
         self.label = np.zeros(mask.shape, np.int32)
-        class_of, boxes = [0], [(0, 0, 0, 0)]
-        for class_id in classes:
+        total = 0
+        for class_id in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)[:UNANNOTATED]):
             here = (mask == class_id).view(np.uint8)
             x, y, w, h = cv2.boundingRect(here)
-            count, part, stats, _ = cv2.connectedComponentsWithStats(here[y : y + h, x : x + w], connectivity=4)
-            part[part > 0] += len(class_of) - 1
+            count, part = cv2.connectedComponents(here[y : y + h, x : x + w], connectivity=4)
+            part[part > 0] += total
             self.label[y : y + h, x : x + w] += part
-            class_of += [class_id] * (count - 1)
-            boxes += [(x + s[0], y + s[1], s[2], s[3]) for s in stats[1:].tolist()]
-        self.class_of = np.array(class_of)
-        self.boxes = np.array(boxes)
-        self.area = np.bincount(self.label.reshape(-1), minlength=len(class_of))
-        small = np.uint16 if len(class_of) < 1 << 16 else np.int32  # numpy sorts 16 bits by radix
-        self.pixels = np.argsort(self.label.reshape(-1).astype(small), kind="stable")  # region after region
+            total += count - 1
+        flat = self.label.reshape(-1)
+        self.area = np.bincount(flat, minlength=total + 1)
+        small = np.uint16 if total < 1 << 16 else np.int32  # numpy sorts 16 bits by radix
+        self.pixels = np.argsort(flat.astype(small), kind="stable")  # region after region, each row by row
         self.first = np.cumsum(self.area) - self.area
+        column = (self.pixels % width)[self.area[0] :]
+        within = self.first[1:] - self.area[0]
+        self.extent = np.zeros(total + 1)  # diagonal of the bounding box
+        if total:
+            rows = self.pixels[(self.first + self.area - 1)[1:]] // width - self.pixels[self.first[1:]] // width
+            columns = np.maximum.reduceat(column, within) - np.minimum.reduceat(column, within)
+            self.extent[1:] = np.hypot(rows + 1, columns + 1)
 
-        inner = np.ones(mask.shape, np.uint8)
-        inner[[0, -1]] = 0
-        inner[:, [0, -1]] = 0
-        across = self.label[1:] != self.label[:-1]
-        inner[1:][across] = 0
-        inner[:-1][across] = 0
-        across = self.label[:, 1:] != self.label[:, :-1]
-        inner[:, 1:][across] = 0
-        inner[:, :-1][across] = 0
-        self.clearance = cv2.distanceTransform(inner, cv2.DIST_L2, 5) + 1
+        inner = np.ones(mask.shape, bool)
+        inner[[0, -1]] = False
+        inner[:, [0, -1]] = False
+        same = self.label[1:] == self.label[:-1]
+        inner[1:] &= same
+        inner[:-1] &= same
+        same = self.label[:, 1:] == self.label[:, :-1]
+        inner[:, 1:] &= same
+        inner[:, :-1] &= same
+        self.clearance = cv2.distanceTransform(inner.view(np.uint8), cv2.DIST_L2, 5) + 1
 
 
-def _walk(regions: _Regions, preference: float, rng: np.random.Generator) -> list[tuple[int, np.ndarray]]:
-    """The whole strokes (length 1) of an image, as (region, (K, 2) float row, column)."""
+def _walk(regions: _Regions, preference: float, rng: np.random.Generator):
+    """The whole strokes (length 1) of an image.
+
+    Returns:
+        region (S,), the points of all strokes end to end (K, 2) float row and column, each stroke's end in them (S,).
+    """
     height, width = regions.label.shape
     area = regions.area[1:]
     strokes = 1 + np.minimum(area / (_LARGE_REGION * height * width), _MAX_STROKES - 1).astype(int)
@@ -131,6 +138,7 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator) -> lis
     pick = (pick * regions.area[region, None]).astype(int)
     pick = regions.pixels[regions.first[region, None] + pick]
     pick = np.take_along_axis(pick, np.argsort(regions.clearance.reshape(-1)[pick], axis=1), axis=1)
+    roomy = regions.clearance.reshape(-1)[pick[:, -1]]
     quantile = preference + (1 - preference) * rng.random(count)
     pick = pick[np.arange(count), np.minimum((quantile * _SAMPLES).astype(int), _SAMPLES - 1)]
     start = np.stack(np.divmod(pick, width), axis=1).astype(float)
@@ -139,34 +147,35 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator) -> lis
     step = np.clip(0.5 * target, 1.2, 4.0)
     reach = _LOOK_AHEAD * step
     slack = np.maximum(step, 0.25 * target)
-    extent = np.hypot(regions.boxes[region, 2], regions.boxes[region, 3])
-    steps = np.minimum(0.5 * extent * rng.uniform(0.8, 1.2, count) / step, _MAX_STEPS).astype(int)
+    steps = np.minimum(0.5 * regions.extent[region] * rng.uniform(0.8, 1.2, count) / step, _MAX_STEPS).astype(int)
     steps[regions.area[region] < _DOT_AREA] = 0
     floor = np.maximum(1, 0.6 * preference * target)
-    turn = np.minimum(step / np.maximum(1.2, 0.5 * target), _LARGEST_TURN)
+    radius = np.maximum(np.maximum(1.2, 0.5 * target), 0.15 * roomy)  # a hand turns wider where there is room
+    turn = np.minimum(step / radius, _LARGEST_TURN)
 
     margin = 2 + int(np.ceil(reach.max()))  # so that looking ahead needs no bounds check
     label = np.pad(regions.label, margin).reshape(-1)
     clearance = np.pad(regions.clearance, margin).reshape(-1)
     stride = width + 2 * margin
+    start += margin + 0.5  # truncation then rounds
 
-    def look(position, direction, distance):
-        """Flat index of the pixel that lies ``distance`` ahead: (P,2), (P,K), (P,) -> (P, K)."""
-        rows = np.rint(position[:, :1] + distance[:, None] * np.sin(direction)).astype(np.int64)
-        columns = np.rint(position[:, 1:] + distance[:, None] * np.cos(direction)).astype(np.int64)
-        return (rows + margin) * stride + columns + margin
+    def look(position, sine, cosine, distance):
+        """Flat index of the pixel that lies ``distance`` ahead: (P, 2), (P, T), (P, T), (P,) -> (P, T)."""
+        rows = (position[:, :1] + distance[:, None] * sine).astype(np.int32)
+        rows *= stride
+        rows += (position[:, 1:] + distance[:, None] * cosine).astype(np.int32)
+        return rows
 
     def misfit(ahead, region, target):
-        clear = np.where(label[ahead] == region[:, None], clearance[ahead], 0)
-        return np.abs(clear - target[:, None])
+        return np.abs(clearance[ahead] * (label[ahead] == region[:, None]) - target[:, None])
 
     # Lie along the direction in which the clearance lasts, both ways.
     axis = rng.uniform(0, np.pi, (count, 1)) + np.linspace(0, np.pi, 12, endpoint=False)
-    cost = sum(misfit(look(start, axis + way, reach), region, target) for way in (0, np.pi))
+    sine, cosine = np.sin(axis), np.cos(axis)
+    cost = sum(misfit(look(start, sine, cosine, way * reach), region, target) for way in (1, -1))
     heading = axis[np.arange(count), cost.argmin(axis=1)]
 
     # Pens 0..count-1 go forward, the others backward.
-    pens = np.arange(2 * count)
     both = np.concatenate([np.arange(count)] * 2)
     position = start[both]
     heading = np.concatenate([heading, heading + np.pi])
@@ -175,52 +184,66 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator) -> lis
     track = np.empty((int(steps.max(initial=0)) + 1, 2 * count, 2))
     track[0] = position
     done = np.zeros(2 * count, int)
-    alive = pens[steps[both] > 0]
+    alive = np.flatnonzero(steps[both] > 0)
     for number in range(1, len(track)):
         s = both[alive]
+        here, r, stride_length = position[alive], region[s], step[s]
         tremor[alive] = 0.9 * tremor[alive] + 0.25 * rng.standard_normal(len(alive))
-        turns = _TURNS * turn[s, None]
-        direction = heading[alive, None] + turns
-        here, r = position[alive], region[s]
-        near = look(here, direction, step[s])
-        fits = (label[near] == r[:, None]) & (label[look(here, direction, 0.5 * step[s])] == r[:, None])
+        direction = heading[alive, None] + _TURNS * turn[s, None]
+        sine, cosine = np.sin(direction), np.cos(direction)
+        near = look(here, sine, cosine, stride_length)
+        fits = (label[near] == r[:, None]) & (label[look(here, sine, cosine, 0.5 * stride_length)] == r[:, None])
         fits &= clearance[near] >= floor[s, None]
         fits &= np.abs(direction - first_heading[alive, None]) <= _LARGEST_BEND
-        cost = misfit(look(here, direction, reach[s]), r, target[s]) / slack[s, None]
+        cost = misfit(look(here, sine, cosine, reach[s]), r, target[s]) / slack[s, None]
         cost += (_TURNS - tremor[alive, None]) ** 2
         cost[~fits] = np.inf
-        best = cost.argmin(axis=1)
-        rows = np.arange(len(alive))
-        goes = fits[rows, best]
-        alive, best, rows = alive[goes], best[goes], rows[goes]
-        heading[alive] = direction[rows, best]
-        position[alive, 0] += step[both[alive]] * np.sin(heading[alive])
-        position[alive, 1] += step[both[alive]] * np.cos(heading[alive])
-        track[number, alive] = position[alive]
+        chosen = np.arange(len(alive)), cost.argmin(axis=1)
+        here[:, 0] += stride_length * sine[chosen]
+        here[:, 1] += stride_length * cosine[chosen]
+        goes = fits[chosen]
+        alive = alive[goes]
+        heading[alive] = direction[chosen][goes]
+        position[alive] = track[number, alive] = here[goes]
         done[alive] = number
         alive = alive[number < steps[both[alive]]]
         if len(alive) == 0:
             break
-    return [
-        (int(region[k]), np.concatenate([track[done[k + count] : 0 : -1, k + count], track[: done[k] + 1, k]]))
-        for k in range(count)
-    ]
+    track -= margin + 0.5
+
+    # Backward track reversed, then the forward one: the rows that are a stroke's stand together in its column.
+    whole = np.concatenate([track[:0:-1, count:], track[:, :count]])
+    place = np.arange(len(whole))[:, None] - (len(track) - 1)
+    mine = (place >= -done[count:]) & (place <= done[:count])
+    return region, whole.transpose(1, 0, 2)[mine.T], np.cumsum(mine.sum(axis=0))
 
 
-def _draw(scribble, regions, region, points, length, centre, brush):
-    """Set the pixels of a stroke (shortened to ``length`` about ``centre``) that lie in its region."""
-    x, y, w, h = regions.boxes[region]
-    if len(points) > 2:
-        middle = 0.25 * points[:-2] + 0.5 * points[1:-1] + 0.25 * points[2:]
-        points = np.concatenate([points[:1], middle, points[-1:]])
-    pixels = np.rint(points).astype(np.int64) - (y, x)
-    rows, columns = (np.concatenate(part) for part in zip(*trace_stroke(np.clip(pixels, 0, None)), strict=True))
-    first, last = (round((len(rows) - 1) * end) for end in (centre * (1 - length), centre * (1 - length) + length))
-    rows, columns = rows[first : last + 1], columns[first : last + 1]
+def _shorten(region, points, ends, length, rng):
+    """The pixels (K, 2) of the middle ``length`` of every stroke, and the region of each (K,)."""
+    stroke = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+    middle = np.flatnonzero(stroke[2:] == stroke[:-2]) + 1
+    points[middle] = 0.25 * points[middle - 1] + 0.5 * points[middle] + 0.25 * points[middle + 1]
+    points = np.rint(points).astype(np.int64)
 
-    inside = regions.label[y : y + h, x : x + w] == region
-    stroke = np.zeros((h, w), np.uint8)
-    stroke[rows.clip(0, h - 1), columns.clip(0, w - 1)] = 1
-    if brush.size > 1:
-        stroke = cv2.dilate(stroke, brush)
-    scribble[y : y + h, x : x + w][inside & (stroke > 0)] = regions.class_of[region]
+    count = segment_lengths(points)
+    count[ends[:-1] - 1] = 1  # from one stroke to the next nothing is drawn but the former's last point
+    pixels = np.concatenate([segment_pixels(points, count), points[-1:]])
+    stroke = np.repeat(stroke, np.append(count, 1))
+    size = np.bincount(stroke)
+    place = np.arange(len(stroke)) - (np.cumsum(size) - size)[stroke]
+    first = rng.uniform(0.25, 0.75, len(ends)) * (1 - length)  # a shorter stroke lies within a longer one
+    first, last = (np.rint(end * (size - 1))[stroke] for end in (first, first + length))
+    kept = (first <= place) & (place <= last)
+    return pixels[kept], region[stroke[kept]]
+
+
+def _draw(scribble, mask, label, pixels, region, width):
+    """Stamp a round brush on the pixels, but never outside the pixel's region."""
+    height, columns = mask.shape
+    brush = np.argwhere(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))) - width // 2
+    stamped = (pixels[:, None] + brush).reshape(-1, 2)
+    region = np.repeat(region, len(brush))
+    fits = ((stamped >= 0) & (stamped < (height, columns))).all(axis=1)
+    place = stamped[fits, 0] * columns + stamped[fits, 1]
+    place = place[label.reshape(-1)[place] == region[fits]]
+    scribble.reshape(-1)[place] = mask.reshape(-1)[place]

@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Make scribble labels (uint8 PNG, 255 = not annotated) of annotations."""
+
+import argparse
+import sys
+
+from blpseg.data.scribbles.convert import convert_annotations
+from blpseg.data.scribbles.formats import FORMATS
+from blpseg.errors import add_debug_flag, run_command
+
+EXAMPLES = """\
+examples:
+  %(prog)s --xml VOCdevkit/scribble_annotation/pascal_2012 --output VOCdevkit/scribble_annotation/pascal_2012_label \\
+      --vocabulary voc
+  %(prog)s --labelme annotations/ --output scribbles/ --vocabulary my_classes.yaml
+  %(prog)s --cvat annotations.xml --output scribbles/ --vocabulary my_classes.yaml --images images/
+
+A second run makes only what is new or has changed. A file that cannot be converted is named with the reason; the
+others are still done, and the exit status is 1. docs/SCRIBBLES.md describes the vocabulary file and every format.
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    for name, format in FORMATS.items():
+        source.add_argument(
+            f"--{name}", metavar="PATH", help=f"{format.title}: a folder of *{format.extension} files, or one file"
+        )
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the labels, made where missing")
+    parser.add_argument(
+        "--vocabulary",
+        metavar="{voc,context,FILE}",
+        required=True,
+        help="which class number a name or colour stands for: that of PASCAL-Scribble's 21 VOC classes, of its 60 "
+        "PASCAL-Context classes, or a YAML file",
+    )
+    parser.add_argument("--images", metavar="DIR", help="folder of the images: check that the annotated sizes agree")
+    parser.add_argument("--workers", type=int, help="processes (default: the CPUs there are)")
+    parser.add_argument("--force", action="store_true", help="make labels again that are up to date")
+    add_debug_flag(parser)
+    args = parser.parse_args()
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers is 1 or more")
+    format = next(name for name in FORMATS if getattr(args, name.replace("-", "_")) is not None)
+    report = convert_annotations(
+        format,
+        getattr(args, format.replace("-", "_")),
+        args.output,
+        args.vocabulary,
+        images=args.images,
+        workers=args.workers,
+        force=args.force,
+    )
+    print(f"{report.written} labels written to {args.output}, {report.up_to_date} up to date")
+    if report.failed:
+        print(f"error: {len(report.failed)} of {report.total} could not be converted (named above)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
