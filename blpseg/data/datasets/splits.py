@@ -18,8 +18,19 @@ from detectron2.utils.file_io import PathManager
 from ...errors import BLPSegError
 from ..io import IMAGE_EXTENSIONS, image_size
 
-__all__ = ["Split", "data_root", "index_folder", "load_records", "register_split", "splits", "voc_colors"]
+__all__ = [
+    "Split",
+    "data_root",
+    "index_folder",
+    "load_records",
+    "read_names",
+    "register_split",
+    "require_folder",
+    "splits",
+    "voc_colors",
+]
 
+_LAYOUT = "docs/DATA.md shows the layout"
 _HEADER_THREADS = 16  # reading headers waits for the disk, not for the processor
 
 
@@ -62,9 +73,6 @@ class Split:
         relative = getattr(self, part)
         return os.path.join(self.root or data_root(), relative) if relative else ""
 
-    def missing(self, part: str, what: str) -> BLPSegError:
-        return BLPSegError(f"{what}; {self.remedies.get(part, 'docs/DATA.md shows the layout')}")
-
 
 _SPLITS: dict[str, Split] = {}
 
@@ -103,14 +111,15 @@ def register_split(
     )
 
 
-def load_records(name: str, optional: Collection[str] = ()) -> list[dict]:
+def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) -> list[dict]:
     """The records of a split: ``file_name``, ``scribble_file_name``, ``sem_seg_file_name``, ``height``, ``width``,
     ``image_id`` (the stem), and for slices ``volume_id`` (str) and ``slice_index`` (int).
 
     Args:
         name: in the catalogs. One that BLPSeg did not register is asked from DatasetCatalog.
-        optional: parts ("scribbles", "masks") that records may lack; dense supervision needs no scribbles. In a
-            training split the masks always are.
+        optional: parts ("images", "scribbles", "masks") that may be missing; dense supervision needs no scribbles. In
+            a training split the masks always may. A missing image is named without its extension.
+        sizes: whether to read height and width from the images.
 
     Raises:
         BLPSegError: the name is not registered, or a folder, a list or a file is missing: says which and what to do.
@@ -123,9 +132,12 @@ def load_records(name: str, optional: Collection[str] = ()) -> list[dict]:
         return DatasetCatalog.get(name)
 
     images = _index(split, "images")
-    stems = _stems(split) or sorted(images)
-    _require(split, "images", images, stems)
-    records = [{"file_name": images[stem], "image_id": stem} for stem in stems]
+    names = split.path("names")
+    stems = read_names(names, split.remedies.get("names", _LAYOUT)) if names else sorted(images)
+    if "images" not in optional:
+        _require(split, "images", images, stems)
+    folder = split.path("images")
+    records = [{"file_name": images.get(stem, os.path.join(folder, stem)), "image_id": stem} for stem in stems]
 
     for part, key in (("scribbles", "scribble_file_name"), ("masks", "sem_seg_file_name")):
         if not getattr(split, part):
@@ -139,9 +151,10 @@ def load_records(name: str, optional: Collection[str] = ()) -> list[dict]:
             if record["image_id"] in files:
                 record[key] = files[record["image_id"]]
 
-    with ThreadPool(_HEADER_THREADS) as pool:
-        for record, size in zip(records, pool.map(image_size, [r["file_name"] for r in records]), strict=True):
-            record["height"], record["width"] = size
+    if sizes:
+        with ThreadPool(_HEADER_THREADS) as pool:
+            for record, size in zip(records, pool.map(image_size, [r["file_name"] for r in records]), strict=True):
+                record["height"], record["width"] = size
     if split.volume:
         for record in records:
             match = re.fullmatch(split.volume, record["image_id"])
@@ -168,31 +181,42 @@ def index_folder(folder: str) -> dict[str, str]:
     return files
 
 
-def _index(split: Split, part: str) -> dict[str, str]:
-    folder = split.path(part)
+def require_folder(folder: str, remedy: str) -> None:
+    """Raise BLPSegError with the remedy unless the folder exists."""
     if not PathManager.isdir(folder):
-        raise split.missing(part, f"{split.name}: the folder {folder} is missing")
+        raise BLPSegError(f"{folder}: no such folder; {remedy}")
+
+
+def read_names(path: str, remedy: str) -> list[str]:
+    """The names in a list file, one a line.
+
+    Raises:
+        BLPSegError: the file is missing, empty, or not text.
+    """
+    if not PathManager.isfile(path):
+        raise BLPSegError(f"{path}: no such list; {remedy}")
+    with PathManager.open(path, "rb") as file:
+        data = file.read()
+    try:
+        names = data.decode("utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise BLPSegError(f"{path}: not a text file; {remedy}") from error
+    if not names:
+        raise BLPSegError(f"{path}: the list is empty; {remedy}")
+    return names
+
+
+def _index(split: Split, part: str) -> dict[str, str]:
+    folder, remedy = split.path(part), split.remedies.get(part, _LAYOUT)
+    require_folder(folder, remedy)
     files = index_folder(folder)
     if not files:
-        raise split.missing(part, f"{split.name}: no image in {folder}")
+        raise BLPSegError(f"{folder}: holds no image; {remedy}")
     return files
-
-
-def _stems(split: Split) -> list[str]:
-    path = split.path("names")
-    if not path:
-        return []
-    if not PathManager.isfile(path):
-        raise split.missing("names", f"{split.name}: the list {path} is missing")
-    with PathManager.open(path) as file:
-        stems = file.read().split()
-    if not stems:
-        raise split.missing("names", f"{split.name}: the list {path} is empty")
-    return stems
 
 
 def _require(split: Split, part: str, files: Mapping[str, str], stems: Sequence[str]) -> None:
     lacking = [stem for stem in stems if stem not in files]
     if lacking:
         count = f"{len(lacking)} of {len(stems)} images, first {lacking[0]!r}"
-        raise split.missing(part, f"{split.name}: no file in {split.path(part)} for {count}")
+        raise BLPSegError(f"{split.path(part)}: no file for {count}; {split.remedies.get(part, _LAYOUT)}")

@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Convert PASCAL-Context's .mat files of 459 classes to PNG masks of 60, or take over PNG masks made elsewhere."""
+
+import argparse
+import os
+
+from blpseg.data.datasets import data_root
+from blpseg.data.datasets.pascal_context import PNG_ORDERS, prepare
+from blpseg.data.parallel import available_cpus
+from blpseg.errors import add_debug_flag, run_command
+
+EXAMPLE = """
+examples:
+  python datasets/prepare_pascal_context.py
+  python datasets/prepare_pascal_context.py --png /data/VOC2010/SegmentationClassContext --png-order alphabetical
+      masks from MMSegmentation's converter, whose classes are sorted by name
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = os.path.join(data_root(), "VOCdevkit", "Context")
+    parser.add_argument("--root", default=default, help=f"the folder Context (default: {default})")
+    parser.add_argument("--png", default="", metavar="DIR", help="PNG masks of 60 classes to take instead of .mat")
+    parser.add_argument(
+        "--png-order",
+        choices=PNG_ORDERS,
+        default=PNG_ORDERS[0],
+        help="how --png numbers its classes: in the order of 59_labels.txt, or of the sorted names (default: 59_labels)",
+    )
+    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: all cores)")
+    add_debug_flag(parser)
+    arguments = parser.parse_args()
+    return prepare(arguments.root, arguments.png, arguments.png_order, arguments.jobs)
+
+
+if __name__ == "__main__":
+    run_command(main)
