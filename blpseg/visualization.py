@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 __all__ = [
     "UNLABELLED_COLOR",
     "colorize",
+    "data_panels",
     "draw_regions",
     "heat_map",
     "legend",
@@ -29,7 +30,8 @@ __all__ = [
 ]
 
 UNLABELLED_COLOR = (224, 224, 192)  # cream, as PASCAL VOC shows void
-_UNLABELLED_NAME = "no label"
+_WASHED_OUT_COLOR = (191, 191, 191)  # what an overlay makes of middle grey
+_PADDING_COLOR = (70, 74, 110)
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
 _LEAST_SIDE = 256  # smaller pictures are enlarged for the eye
 
@@ -91,20 +93,25 @@ def heat_map(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndar
 
 
 def legend(
-    names: Sequence[str], colors: Sequence[Sequence[int]], width: int, present: Sequence[int] | None = None
+    names: Sequence[str],
+    colors: Sequence[Sequence[int]],
+    width: int,
+    present: Sequence[int] | None = None,
+    others: Mapping[str, Sequence[int]] | None = None,
 ) -> np.ndarray:
-    """Swatches with names in as many rows as ``width`` pixels ask for, ending with "no label".
+    """Swatches with names in as many rows as ``width`` pixels ask for.
 
     Args:
         names, colors: of the C classes.
         width: of the result in pixels.
         present: classes to show; by default all.
+        others: name -> RGB of what is no class; by default "no label" in cream.
 
     Returns:
         (h, width, 3) uint8.
     """
     chosen = range(len(names)) if present is None else present
-    entries = [(names[c], colors[c]) for c in chosen] + [(_UNLABELLED_NAME, UNLABELLED_COLOR)]
+    entries = [(names[c], colors[c]) for c in chosen] + list((others or {"no label": UNLABELLED_COLOR}).items())
     font, line, swatch = _font(), 22, 14
     x, y, spots = 8, 4, []
     for name, color in entries:
@@ -139,6 +146,39 @@ def panels(images: Mapping[str, np.ndarray], columns: int | None = None) -> np.n
     return _below(rows)
 
 
+def data_panels(
+    image: np.ndarray,
+    metadata: Metadata,
+    *,
+    scribble: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+) -> np.ndarray:
+    """What a data set says about an image: strokes, thickened, and the dense mask, each over it, with a legend.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        metadata: with ``stuff_classes`` and ``stuff_colors``.
+        scribble, mask: (H, W) class maps; other values are no label.
+        padding: (H, W) bool, pixels outside the image; they get a colour of their own.
+
+    Returns:
+        (H', W', 3) uint8; what is None is left out.
+    """
+    names, colors = metadata.stuff_classes, metadata.stuff_colors
+    shown = {"image": image}
+    if scribble is not None:
+        shown["scribble"] = _strokes(image, scribble, colors)
+    if mask is not None:
+        shown["mask"] = overlay(image, mask, colors)
+    others = {"no label": _WASHED_OUT_COLOR}
+    if padding is not None and padding.any():
+        others["padding"] = _PADDING_COLOR
+        shown = {title: np.where(padding[..., None], np.uint8(_PADDING_COLOR), i) for title, i in shown.items()}
+    grid = panels(shown)
+    return _below([grid, legend(names, colors, grid.shape[1], _present(len(names), scribble, mask), others)])
+
+
 def result_panels(
     image: np.ndarray,
     metadata: Metadata,
@@ -163,23 +203,25 @@ def result_panels(
     names, colors = metadata.stuff_classes, metadata.stuff_colors
     shown = {"image": image}
     if scribble is not None:
-        shown["scribble"] = overlay(image, thicken(scribble, _stroke_radius(scribble), len(names)), colors, alpha=1.0)
+        shown["scribble"] = _strokes(image, scribble, colors)
     if annotation_probability is not None:
         shown["annotation probability"] = heat_map(annotation_probability)
     if prediction is not None:
         shown["prediction"] = colorize(prediction, colors)
     if truth is not None:
         shown["truth"] = colorize(truth, colors)
-    present = set()
-    for label in (scribble, prediction, truth):
-        if label is not None:
-            present.update(int(v) for v in np.unique(label) if 0 <= v < len(names))
     grid = panels(shown)
-    return _below([grid, legend(names, colors, grid.shape[1], sorted(present))])
+    return _below([grid, legend(names, colors, grid.shape[1], _present(len(names), scribble, prediction, truth))])
 
 
-def _stroke_radius(label: np.ndarray) -> int:
-    return max(1, round(min(label.shape) / 200))
+def _present(num_classes: int, *labels: np.ndarray | None) -> list[int]:
+    values = {int(v) for label in labels if label is not None for v in np.unique(label)}
+    return sorted(v for v in values if 0 <= v < num_classes)
+
+
+def _strokes(image: np.ndarray, scribble: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
+    radius = max(1, round(min(scribble.shape) / 200))
+    return overlay(image, thicken(scribble, radius, len(colors)), colors, alpha=1.0)
 
 
 def _known(label: np.ndarray, num_classes: int) -> np.ndarray:

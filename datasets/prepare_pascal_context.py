@@ -28,7 +28,7 @@ def main() -> int:
         "--png-order",
         choices=PNG_ORDERS,
         default=PNG_ORDERS[0],
-        help="how --png numbers its classes: in the order of 59_labels.txt, or of the sorted names (default: 59_labels)",
+        help="how --png numbers its classes: as 59_labels.txt, or by sorted name (default: 59_labels)",
     )
     parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: all cores)")
     add_debug_flag(parser)

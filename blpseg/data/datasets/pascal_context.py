@@ -133,8 +133,11 @@ def _label_table(folder: str, help_text: str) -> np.ndarray:
     labels = _read_label_list(os.path.join(folder, "labels.txt"), help_text)
     kept_path = os.path.join(folder, "59_labels.txt")
     kept = list(_read_label_list(kept_path, help_text))
-    if len(kept) != len(CLASSES) - 1:
-        raise BLPSegError(f"{kept_path}: {len(CLASSES) - 1} names expected, found {len(kept)}; {help_text}")
+    expected = len(CLASSES) - 1
+    if len(kept) > expected:
+        raise BLPSegError(f"{kept_path}: {expected} names expected, found {len(kept)}; {help_text}")
+    if len(kept) < expected:
+        print(f"warning: {kept_path}: {expected} names expected, found {len(kept)}", file=sys.stderr)
     table = np.zeros(max(labels.values()) + 1, np.uint8)
     for number, name in enumerate(kept, 1):
         label = labels.get(name, labels.get(_ALIASES.get(name, "")))

@@ -30,7 +30,6 @@ __all__ = [
     "voc_colors",
 ]
 
-_LAYOUT = "docs/DATA.md shows the layout"
 _HEADER_THREADS = 16  # reading headers waits for the disk, not for the processor
 
 
@@ -72,6 +71,10 @@ class Split:
         """Where a part ("images", "scribbles", "masks", "names") lies; "" if the split has none."""
         relative = getattr(self, part)
         return os.path.join(self.root or data_root(), relative) if relative else ""
+
+    def remedy(self, part: str) -> str:
+        """What to do when a part is missing."""
+        return self.remedies.get(part, "docs/DATA.md shows the layout")
 
 
 _SPLITS: dict[str, Split] = {}
@@ -133,7 +136,7 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
 
     images = _index(split, "images")
     names = split.path("names")
-    stems = read_names(names, split.remedies.get("names", _LAYOUT)) if names else sorted(images)
+    stems = read_names(names, split.remedy("names")) if names else sorted(images)
     if "images" not in optional:
         _require(split, "images", images, stems)
     folder = split.path("images")
@@ -207,7 +210,7 @@ def read_names(path: str, remedy: str) -> list[str]:
 
 
 def _index(split: Split, part: str) -> dict[str, str]:
-    folder, remedy = split.path(part), split.remedies.get(part, _LAYOUT)
+    folder, remedy = split.path(part), split.remedy(part)
     require_folder(folder, remedy)
     files = index_folder(folder)
     if not files:
@@ -219,4 +222,4 @@ def _require(split: Split, part: str, files: Mapping[str, str], stems: Sequence[
     lacking = [stem for stem in stems if stem not in files]
     if lacking:
         count = f"{len(lacking)} of {len(stems)} images, first {lacking[0]!r}"
-        raise BLPSegError(f"{split.path(part)}: no file for {count}; {split.remedies.get(part, _LAYOUT)}")
+        raise BLPSegError(f"{split.path(part)}: no file for {count}; {split.remedy(part)}")

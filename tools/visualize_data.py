@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Pictures of the data: strokes, thickened, and masks over the images, as annotated or as the loader gives them."""
+
+import argparse
+import itertools
+import os
+import sys
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from blpseg import get_cfg
+from blpseg.data.augmentation import PADDING_LABEL
+from blpseg.data.build import build_train_loader
+from blpseg.data.datasets import load_records
+from blpseg.data.io import read_image, read_label, write_png_atomic
+from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.visualization import data_panels
+
+EXAMPLE = """
+Where there is no label the image is washed out and grey; padding has a colour of its own. The legend names the classes
+that occur. Files are written as NAME.png (annotation) or by their place in the run (dataloader).
+
+examples:
+  python tools/visualize_data.py --config-file configs/ACDC-Scribble/blpseg_R18.yaml --source annotation \\
+      --output-dir output/data
+  python tools/visualize_data.py --config-file configs/ACDC-Scribble/blpseg_R18.yaml --source dataloader \\
+      --output-dir output/loader --num-images 8
+  python tools/visualize_data.py --dataset camvid_val --source annotation --output-dir output/camvid
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="its DATASETS.TRAIN is shown")
+    parser.add_argument(
+        "--source",
+        choices=("annotation", "dataloader"),
+        default="annotation",
+        help="the files as they are, or what training sees of them (default: annotation)",
+    )
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="data sets instead of DATASETS.TRAIN")
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="where the PNG files go")
+    parser.add_argument("--num-images", type=int, default=40, metavar="N", help="at most (default: 40; 0: all)")
+    add_debug_flag(parser)
+    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys")
+    arguments = parser.parse_intermixed_args()
+
+    cfg = get_cfg(arguments.config_file, arguments.opts)
+    if arguments.dataset:
+        cfg.DATASETS.TRAIN = tuple(arguments.dataset)
+    if not cfg.DATASETS.TRAIN:
+        raise BLPSegError("nothing to show: give --dataset NAME ..., or --config-file FILE with DATASETS.TRAIN in it")
+    if arguments.source == "annotation":
+        pictures = _annotations(cfg.DATASETS.TRAIN)
+        total = None
+    else:
+        pictures = _loaded(cfg)
+        total = arguments.num_images or 40  # the loader never ends
+    count = 0
+    for name, picture in tqdm(
+        itertools.islice(pictures, total or arguments.num_images or None), desc="pictures", unit="file", file=sys.stderr
+    ):
+        write_png_atomic(os.path.join(arguments.output_dir, f"{name}.png"), picture)
+        count += 1
+    print(f"{arguments.output_dir}: {count} pictures")
+
+
+def _annotations(names):
+    for name in names:
+        metadata = MetadataCatalog.get(name)
+        for record in load_records(name, optional=("scribbles", "masks"), sizes=False):
+            image = read_image(record["file_name"])
+            labels = {}
+            for key, part in (("scribble_file_name", "scribble"), ("sem_seg_file_name", "mask")):
+                if key in record:
+                    labels[part] = read_label(record[key])
+                    if labels[part].shape != image.shape[:2]:
+                        raise BLPSegError(f"{record[key]}: not of the size of its image {record['file_name']}")
+            stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+            yield f"{name}_{stem}", data_panels(image, metadata, **labels)
+
+
+def _loaded(cfg):
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    samples = itertools.chain.from_iterable(build_train_loader(cfg))
+    for position, sample in enumerate(samples):
+        image = sample["image"].numpy().round().astype(np.uint8).transpose(1, 2, 0)
+        if cfg.INPUT.FORMAT == "BGR":
+            image = image[..., ::-1]
+        label = sample["scribble"].numpy()
+        stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
+        yield (
+            f"{position:05d}_{stem}",
+            data_panels(np.ascontiguousarray(image), metadata, scribble=label, padding=label == PADDING_LABEL),
+        )
+
+
+if __name__ == "__main__":
+    run_command(main)
