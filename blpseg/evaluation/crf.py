@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from scipy.special import softmax
 
 from ..errors import BLPSegError
 
@@ -75,9 +77,8 @@ class DenseCRF:
         """
         densecrf, unary_from_softmax = _pydensecrf()
         classes, height, width = logits.shape
-        probabilities = torch.from_numpy(np.asarray(logits, dtype=np.float32)).softmax(dim=0).numpy()
         field = densecrf.DenseCRF2D(width, height, classes)
-        field.setUnaryEnergy(unary_from_softmax(probabilities))
+        field.setUnaryEnergy(unary_from_softmax(softmax(np.asarray(logits, dtype=np.float32), axis=0)))
         field.addPairwiseGaussian(sxy=self.gaussian_sxy, compat=self.gaussian_compat)
         field.addPairwiseBilateral(
             sxy=self.bilateral_sxy,
@@ -123,8 +124,11 @@ class CRFEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._evaluator.reset()
         self._close()
-        # Not forked: a fork copies locks that threads of OpenMP or CUDA may hold.
-        self._pool = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn"))
+        # Forked where that is safe (a new interpreter takes long to import torch), as DataLoader's workers are, and
+        # now, before other threads start. What runs there uses neither OpenMP nor CUDA.
+        method = "fork" if sys.platform == "linux" else "spawn"
+        self._pool = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context(method))
+        self._pool.submit(int).result()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """As :meth:`SemSegEvaluator.process`; ``sem_seg`` must be logits and ``image`` (3, H', W') in 0..255."""

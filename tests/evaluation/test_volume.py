@@ -32,7 +32,8 @@ def surface(mask):
 def hd95_by_loop(a, b, spacing):
     """95th percentile of all distances from either surface to the other."""
     one, other = (np.array(surface(mask)) * spacing for mask in (a, b))
-    distances = [min(math.dist(p, q) for q in there) for here, there in ((one, other), (other, one)) for p in here]
+    pairs = ((one, other), (other, one))
+    distances = [np.sqrt(((there - p) ** 2).sum(1)).min() for here, there in pairs for p in here]
     return np.percentile(distances, 95)
 
 
