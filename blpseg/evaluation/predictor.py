@@ -12,13 +12,31 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from PIL import Image, ImageOps
+from torch import nn
 
 from ..data.io import read_image
 from ..errors import BLPSegError
 from .crf import DenseCRF
 from .inference import Inference, class_map
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "load_model"]
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config with ``MODEL.WEIGHTS`` in it, on ``MODEL.DEVICE``, in evaluation mode.
+
+    Raises:
+        BLPSegError: the weights are missing or of another model, or the device is not there.
+    """
+    from ..engine.checkpoint import load_weights  # here, since the engine's trainer imports evaluation
+
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
+        raise BLPSegError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device here; use MODEL.DEVICE cpu")
+    if not cfg.MODEL.WEIGHTS:
+        raise BLPSegError("MODEL.WEIGHTS is empty; name the checkpoint to use, e.g. MODEL.WEIGHTS model_final.pth")
+    model = build_model(cfg).eval()
+    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    return model
 
 
 class Predictor:
@@ -41,15 +59,10 @@ class Predictor:
             batch_size: how many images of one size share a forward when a list is given.
 
         Raises:
-            BLPSegError: the weights are missing or of another model, or the device is not there.
+            BLPSegError: see :func:`load_model`; or the CRF is asked for and its package is missing.
         """
-        if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-            raise BLPSegError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device here; use MODEL.DEVICE cpu")
-        from ..engine.checkpoint import load_weights  # here, since the engine's trainer imports evaluation
-
         self.cfg = cfg.clone()
-        self.model = build_model(self.cfg).eval()
-        load_weights(self.model, self.cfg.MODEL.WEIGHTS, complete=True)
+        self.model = load_model(self.cfg)
         self.return_logits = return_logits
         self.batch_size = batch_size
         self._crf = DenseCRF.from_config(cfg) if cfg.TEST.CRF.ENABLED else None

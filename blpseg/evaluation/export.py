@@ -1,0 +1,185 @@
+"""A model as one file for other runtimes: TorchScript and ONNX, with height and width left open."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..data.io import write_bytes_atomic
+from ..errors import BLPSegError
+from ..modeling import BLPSeg, local_aggregation
+
+__all__ = ["EXPORTERS", "InferenceGraph", "export", "load_exported"]
+
+EXAMPLE_SIZE = (96, 128)  # of the image that is traced; the graph does not depend on it
+# Sizes that no stride divides, one larger and one smaller than the example.
+VERIFIED_SIZES = ((117, 150), (70, 61))
+TOLERANCE = 1e-3  # relative to the largest logit, where that is above 1
+
+
+class InferenceGraph(nn.Module):
+    """What a BLPSeg model computes at inference, from tensors to tensors: one view, local aggregation included."""
+
+    def __init__(self, model: BLPSeg):
+        """
+        Args:
+            model: in evaluation mode.
+
+        Raises:
+            BLPSegError: the model aggregates in a window, which exists only as a loop over tiles.
+        """
+        super().__init__()
+        if model.embedding is not None and model.lam_impl == "window":
+            raise BLPSegError("MODEL.BLPSEG.LAM.IMPL window cannot be exported; the exact aggregation can (auto)")
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """(1, 3, H, W) float32 in 0..255, channels as INPUT.FORMAT -> (1, C, H, W) float32 logits."""
+        model = self.model
+        x = (image - model.pixel_mean) / model.pixel_std
+        logits = model.sem_seg_head(model.pixel_decoder(model.backbone(x)))
+        if model.embedding is not None:
+            # The one way to compute it that is made of plain operations.
+            logits = local_aggregation(logits, model.embedding(x), model.lam_sigma, impl="dense")
+        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class _ExplicitPooling(TorchFunctionMode):
+    """Adaptive pooling as two matrix products: ONNX has no such operator for sizes that are not known yet."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.adaptive_avg_pool2d:
+            x, bins = args
+            return _pooling_matrix(x.shape[-2], bins, x) @ x @ _pooling_matrix(x.shape[-1], bins, x).T
+        return func(*args, **(kwargs or {}))
+
+
+def _pooling_matrix(length, bins: int, like: torch.Tensor) -> torch.Tensor:
+    """(bins, length): row i averages positions floor(i L / bins) .. ceil((i + 1) L / bins) - 1, as torch does."""
+    i = torch.arange(bins, device=like.device)[:, None]
+    start, stop = (i * length) // bins, ((i + 1) * length + bins - 1) // bins
+    position = torch.arange(length, device=like.device)
+    inside = ((position >= start) & (position < stop)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def _export_torchscript(graph: InferenceGraph, example: torch.Tensor, metadata: dict[str, str]) -> bytes:
+    with warnings.catch_warnings():
+        # The tracer warns of every shape that becomes a number; the verification shows that none that matters does.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(graph, example, check_trace=False)
+    buffer = io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={f"{key}.txt": value for key, value in metadata.items()})
+    return buffer.getvalue()
+
+
+def _export_onnx(graph: InferenceGraph, example: torch.Tensor, metadata: dict[str, str]) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise BLPSegError(f"export to ONNX needs onnx and onnxscript ({error}): pip install 'blpseg[export]'") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        program = torch.onnx.export(
+            graph,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"image": {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}},
+            input_names=["image"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    proto = program.model_proto
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto.SerializeToString()
+
+
+# File name's ending -> (graph, example, metadata) -> the file's content.
+EXPORTERS = {".onnx": _export_onnx, ".ts": _export_torchscript, ".pt": _export_torchscript}
+
+
+def export(model: BLPSeg, path: str, *, class_names: Sequence[str] = (), image_format: str = "RGB") -> float:
+    """Write a model for another runtime and hold it against the original.
+
+    The graph is :class:`InferenceGraph` with open height and width; ``classes`` (a JSON list) and
+    ``image_format`` are stored in the file (ONNX: metadata_props; TorchScript: extra files). Memory of
+    the exported local aggregation grows with (H W / 16)^2: 0.6 GB a table for a 500 x 375 image.
+
+    Args:
+        model: any device; it is exported on the CPU, and moved back.
+        path: ends in ``.onnx``, ``.ts`` or ``.pt`` (TorchScript).
+        class_names: C names.
+        image_format: INPUT.FORMAT of the config.
+
+    Returns:
+        the largest difference of a logit from eager execution over ``VERIFIED_SIZES``.
+
+    Raises:
+        BLPSegError: an unknown ending, a missing package, or the file does not compute what the model does
+            (nothing is written then).
+    """
+    kind = os.path.splitext(path)[1]
+    if kind not in EXPORTERS:
+        raise BLPSegError(f"{path}: unknown ending; exported models end in {', '.join(EXPORTERS)}")
+    metadata = {"classes": json.dumps(list(class_names)), "image_format": image_format}
+    device, training = model.device, model.training
+    graph = InferenceGraph(model.eval().cpu())
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            with _ExplicitPooling():
+                content = EXPORTERS[kind](graph, _image(EXAMPLE_SIZE, generator), metadata)
+            run = _runner(kind, content)
+            worst = 0.0
+            for size in VERIFIED_SIZES:
+                image = _image(size, generator)
+                expected = graph(image)
+                difference = float(np.abs(run(image.numpy()) - expected.numpy()).max())
+                if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+                    raise BLPSegError(
+                        f"{path}: not written, its logits differ from the model's by {difference:.2g} at {size}"
+                    )
+                worst = max(worst, difference)
+    finally:
+        model.to(device).train(training)
+    write_bytes_atomic(path, content)
+    return worst
+
+
+def load_exported(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Read a file that :func:`export` wrote, for the CPU.
+
+    Returns:
+        a function (1, 3, H, W) float32 -> (1, C, H, W) float32.
+    """
+    with open(path, "rb") as file:
+        return _runner(os.path.splitext(path)[1], file.read())
+
+
+def _runner(kind: str, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    if kind == ".onnx":
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise BLPSegError(f"ONNX is verified with onnxruntime ({error}): pip install 'blpseg[export]'") from error
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        return lambda image: session.run(None, {"image": image})[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        script = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    return lambda image: script(torch.from_numpy(image)).numpy()
+
+
+def _image(size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(1, 3, *size, generator=generator) * 255

@@ -1,0 +1,108 @@
+"""Exported files against eager execution, at sizes that were not traced."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import build_model
+
+import blpseg
+from blpseg.errors import BLPSegError
+from blpseg.evaluation.export import InferenceGraph, _ExplicitPooling, export, load_exported
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/Synthetic-Scribble/blpseg_tiny.yaml")
+SIZES = [(96, 128), (77, 131), (64, 40)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights of the tiny model, with logits of the size that a trained one has and a LAM that matters."""
+    torch.manual_seed(0)
+    model = build_model(blpseg.get_cfg(CONFIG, ["MODEL.WEIGHTS", ""])).eval()
+    with torch.no_grad():
+        model.sem_seg_head[-1].weight *= 0.1
+        model.embedding.projection.weight *= 0.5
+    path = tmp_path_factory.mktemp("export") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return model, path
+
+
+def images():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(1, 3, *size, generator=generator) * 255 for size in SIZES]
+
+
+def eager(model, image):
+    with torch.no_grad():
+        return model([{"image": image[0]}])[0]["sem_seg"].numpy()
+
+
+def test_files_of_the_tool_agree_with_the_model(checkpoint, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, weights = checkpoint
+    files = [str(tmp_path / "model.onnx"), str(tmp_path / "model.ts")]
+    command = [sys.executable, "tools/export_model.py", "--config-file", CONFIG, "--output", *files]
+    command += ["--opts", "MODEL.WEIGHTS", str(weights)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = [load_exported(file) for file in files]
+    for image in images():
+        expected = eager(model, image)
+        without = F.interpolate(
+            model.sem_seg_head(model.pixel_decoder(model.backbone((image - model.pixel_mean) / model.pixel_std))),
+            size=image.shape[-2:],
+            mode="bilinear",
+        )
+        assert np.abs(without[0].detach().numpy() - expected).max() > 1  # leaving LAM out would show
+        for run in runs:
+            np.testing.assert_allclose(run(image.numpy())[0], expected, atol=1e-3)
+
+    import onnx
+
+    stored = {p.key: p.value for p in onnx.load(files[0]).metadata_props}
+    assert '"background"' in stored["classes"] and stored["image_format"] == "RGB"
+    extra = {"classes.txt": ""}
+    torch.jit.load(files[1], _extra_files=extra)
+    assert b'"background"' in extra["classes.txt"] or '"background"' in extra["classes.txt"]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7), (13, 8)])
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+def test_explicit_pooling_is_adaptive_pooling(size, bins):
+    x = torch.randn(2, 3, *size)
+    with _ExplicitPooling():
+        result = F.adaptive_avg_pool2d(x, bins)
+    torch.testing.assert_close(result, F.adaptive_avg_pool2d(x, bins))
+
+
+def test_refusals(checkpoint, tmp_path):
+    model, _ = checkpoint
+    with pytest.raises(BLPSegError, match="unknown ending"):
+        export(model, str(tmp_path / "model.tflite"))
+    model.lam_impl = "window"
+    try:
+        with pytest.raises(BLPSegError, match="window cannot be exported"):
+            InferenceGraph(model)
+    finally:
+        model.lam_impl = "auto"
+
+
+def test_a_graph_that_differs_is_not_written(checkpoint, tmp_path, monkeypatch):
+    from blpseg.evaluation import export as module
+
+    def broken(graph, example, metadata):
+        graph.model.sem_seg_head[-1].bias.data += 1
+        try:
+            return module._export_torchscript(graph, example, metadata)
+        finally:
+            graph.model.sem_seg_head[-1].bias.data -= 1
+
+    monkeypatch.setitem(module.EXPORTERS, ".ts", broken)
+    with pytest.raises(BLPSegError, match="not written"):
+        module.export(checkpoint[0], str(tmp_path / "model.ts"))
+    assert not list(tmp_path.iterdir())
