@@ -178,7 +178,7 @@ def _runner(kind: str, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         script = torch.jit.load(io.BytesIO(content), map_location="cpu")
-    return lambda image: script(torch.from_numpy(image)).numpy()
+    return lambda image: script(torch.from_numpy(image)).detach().numpy()
 
 
 def _image(size: tuple[int, int], generator: torch.Generator) -> torch.Tensor:

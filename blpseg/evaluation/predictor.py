@@ -137,13 +137,13 @@ class Predictor:
         return probabilities.cpu().numpy()
 
     def _to_array(self, image) -> np.ndarray:
-        """Any accepted image -> contiguous (H, W, 3) uint8 in the order of INPUT.FORMAT."""
+        """Any accepted image -> new (H, W, 3) uint8 in the order of INPUT.FORMAT."""
         order = self.cfg.INPUT.FORMAT
         if isinstance(image, (str, os.PathLike)):
             return read_image(os.fspath(image), order)
         if isinstance(image, Image.Image):
-            array = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-            return np.ascontiguousarray(array if order == "RGB" else array[..., ::-1])
+            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # writable, as torch wants it
+            return array if order == "RGB" else array[..., ::-1].copy()
         if not isinstance(image, np.ndarray):
             raise BLPSegError(f"an image must be a path, a PIL image or an array, not {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
@@ -153,5 +153,5 @@ class Predictor:
         if image.size == 0:
             raise BLPSegError(f"the image is empty: {image.shape}")
         if image.ndim == 2:
-            return np.ascontiguousarray(np.repeat(image[..., None], 3, axis=2))
-        return np.ascontiguousarray(image[..., ::-1] if order == "RGB" else image)
+            return np.repeat(image[..., None], 3, axis=2)
+        return (image[..., ::-1] if order == "RGB" else image).copy()

@@ -1,0 +1,180 @@
+"""The Predictor on a tiny BLPSeg model with random weights."""
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from evaluation_toys import make_image
+from PIL import Image
+
+import blpseg
+from blpseg import Predictor, get_cfg
+from blpseg.errors import BLPSegError
+
+TINY = [
+    "MODEL.META_ARCHITECTURE", "BLPSeg", "MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BACKBONE.NAME",
+    "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
+    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.RESNETS.STEM_TYPE", "basic",
+    "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16, "MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS", 8,
+    "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.395, 57.12, 57.375], "INPUT.FORMAT", "RGB",
+    "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.RES5_DILATION", 1,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    cfg = get_cfg("", [*TINY, "MODEL.WEIGHTS", str(path)])
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def predictor(cfg):
+    return Predictor(cfg)
+
+
+def test_an_array_gives_the_models_logits(cfg, predictor):
+    image = make_image(0, 45, 60)
+    result = predictor(image[..., ::-1])  # BGR in
+    rgb = torch.from_numpy(image).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = predictor.model([{"image": rgb}])[0]["sem_seg"].numpy()
+    assert result["logits"].shape == (4, 45, 60) and result["logits"].dtype == np.float32
+    np.testing.assert_array_equal(result["logits"], expected)
+    np.testing.assert_array_equal(result["sem_seg"], expected.argmax(0))
+    assert result["sem_seg"].dtype == np.uint8
+    assert set(result) == {"sem_seg", "logits"}
+
+
+def test_every_kind_of_image_gives_the_same(predictor, tmp_path):
+    image = make_image(1, 40, 44)
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    expected = predictor(image[..., ::-1])["logits"]
+    for same in (str(path), path, Image.fromarray(image), cv2.imread(str(path))):
+        np.testing.assert_array_equal(predictor(same)["logits"], expected)
+    grey = image[..., 0]
+    np.testing.assert_array_equal(
+        predictor(grey)["logits"], predictor(np.stack([grey] * 3, axis=2))["logits"]
+    )
+
+
+def test_channel_order_of_the_config(cfg, predictor):
+    swapped = cfg.clone()
+    swapped.INPUT.FORMAT = "BGR"
+    image = make_image(2, 40, 44)
+    np.testing.assert_array_equal(Predictor(swapped)(image)["logits"], predictor(image[..., ::-1])["logits"])
+
+
+def test_lists_keep_order_and_agree_with_single_images(predictor):
+    images = [make_image(i, *size) for i, size in enumerate([(40, 44), (32, 50), (40, 44), (40, 44)])]
+    for image, result in zip(images, predictor(images), strict=True):
+        np.testing.assert_allclose(result["logits"], predictor(image)["logits"], atol=1e-3, rtol=1e-4)
+    assert len(predictor(np.stack([images[0], images[2]]))) == 2
+    assert predictor([]) == []
+
+
+def test_threads_share_one_predictor(predictor):
+    images = [make_image(i, 40, 44) for i in range(6)]
+    expected = [predictor(image)["logits"] for image in images]
+    results = [None] * len(images)
+
+    def work(start):
+        for i in range(start, len(images), 3):
+            results[i] = predictor(images[i])["logits"]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result, same in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, same, atol=1e-3, rtol=1e-4)
+
+
+def test_annotation_probability(predictor):
+    image = make_image(0, 45, 60)
+    result = predictor(image, annotation=True)
+    probability = result["annotation_prob"]
+    assert probability.shape == (5, 45, 60)
+    np.testing.assert_allclose(probability.sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(result["logits"], predictor(image)["logits"])
+
+
+def test_test_time_settings_are_used(cfg, predictor):
+    from blpseg.evaluation import Inference
+
+    many = cfg.clone()
+    many.TEST.AUG.ENABLED = True
+    image = make_image(0, 64, 80)
+    expected = Inference(predictor.model, scales=(0.5, 0.75, 1.0, 1.25), flip=True)(
+        [{"image": torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)}]
+    )
+    np.testing.assert_array_equal(Predictor(many)(image)["logits"], expected[0]["sem_seg"].numpy())
+
+    small = cfg.clone()
+    small.TEST.TILE.ABOVE, small.TEST.TILE.SIZE, small.TEST.TILE.OVERLAP = 1000, 32, 8
+    tiled = Predictor(small, return_logits=False)(image, annotation=True)
+    assert set(tiled) == {"sem_seg", "annotation_prob"}
+    assert tiled["sem_seg"].shape == (64, 80) and tiled["annotation_prob"].shape == (5, 64, 80)
+    assert (tiled["sem_seg"] != predictor(image)["sem_seg"]).any()
+
+
+def test_crf(cfg, predictor):
+    pytest.importorskip("pydensecrf")
+    from blpseg.evaluation.crf import DenseCRF
+
+    with_crf = cfg.clone()
+    with_crf.TEST.CRF.ENABLED = True
+    image = make_image(0, 40, 44)
+    plain = predictor(image)
+    result = Predictor(with_crf)(image)
+    np.testing.assert_array_equal(result["logits"], plain["logits"])
+    np.testing.assert_array_equal(result["sem_seg"], DenseCRF()(plain["logits"], image))
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (np.zeros((4, 4, 3), np.float32), "uint8"),
+        (np.zeros((4, 4, 4), np.uint8), r"\(H, W, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), "empty"),
+        ("nowhere.png", "nowhere.png"),
+        (7, "not int"),
+    ],
+)
+def test_odd_images_are_refused(predictor, image, message):
+    with pytest.raises(BLPSegError, match=message):
+        predictor(image)
+
+
+def test_unusable_configs_are_refused(cfg, tmp_path):
+    for options, message in (
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHTS", str(tmp_path / "none.pth")], "none.pth"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5], "model.pth"),
+    ):
+        other = cfg.clone()
+        other.merge_from_list(options)
+        with pytest.raises(BLPSegError, match=message):
+            blpseg.Predictor(other)
+    if not torch.cuda.is_available():
+        other = cfg.clone()
+        other.MODEL.DEVICE = "cuda"
+        with pytest.raises(BLPSegError, match="no CUDA device"):
+            Predictor(other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu(cfg, predictor):
+    on_gpu = cfg.clone()
+    on_gpu.MODEL.DEVICE = "cuda"
+    image = make_image(0, 64, 80)
+    gpu, cpu = Predictor(on_gpu)(image)["logits"], predictor(image)["logits"]
+    np.testing.assert_allclose(gpu, cpu, atol=0.02 * np.abs(cpu).max())
