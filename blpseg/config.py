@@ -97,7 +97,7 @@ def _add_dataset_keys(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.NAME = ""
     cfg.DATASETS.FOLDER.ROOT = ""  # the paths below are relative to it
     cfg.DATASETS.FOLDER.CLASSES = []  # names in label order, background first
-    cfg.DATASETS.FOLDER.CLASSES_FILE = ""  # or a YAML file with `classes: [...]` (and optional `colors`)
+    cfg.DATASETS.FOLDER.CLASSES_FILE = ""  # or YAML: `classes: [...]` (and `colors`), or a vocabulary
     cfg.DATASETS.FOLDER.TRAIN_IMAGES = "images/train"
     cfg.DATASETS.FOLDER.TRAIN_SCRIBBLES = "scribbles/train"
     cfg.DATASETS.FOLDER.TRAIN_MASKS = ""  # dense masks of the training images, optional

@@ -6,6 +6,7 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.synthetic import FOLDER
+from blpseg.data.parallel import default_workers
 from blpseg.data.synthetic import make_synthetic
 from blpseg.errors import add_debug_flag, run_command
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=1.0, help="of a stroke, 0..1 of the whole one (default: 1)")
     parser.add_argument("--width", type=int, default=3, help="of a stroke, in pixels (default: 3)")
     parser.add_argument("--shuffle-scribbles", action="store_true", help="permute the scribbles among the images")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=default_workers(), help="processes (default: all cores)")
     add_debug_flag(parser)
     arguments = parser.parse_args()
     if len(arguments.size) > 2:

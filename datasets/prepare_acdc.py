@@ -6,7 +6,7 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.acdc import FOLDS, prepare
-from blpseg.data.parallel import available_cpus
+from blpseg.data.parallel import default_workers
 from blpseg.errors import add_debug_flag, run_command
 
 EXAMPLE = """
@@ -32,7 +32,7 @@ def main() -> int:
         choices=range(1, FOLDS + 1),
         help="validation patients: 20 (fold - 1) + 1 .. 20 fold (default: 1)",
     )
-    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=default_workers(), help="processes (default: all cores)")
     add_debug_flag(parser)
     arguments = parser.parse_args()
     return prepare(arguments.input, arguments.output, arguments.fold, arguments.jobs)

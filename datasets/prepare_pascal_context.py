@@ -6,7 +6,7 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.pascal_context import PNG_ORDERS, prepare
-from blpseg.data.parallel import available_cpus
+from blpseg.data.parallel import default_workers
 from blpseg.errors import add_debug_flag, run_command
 
 EXAMPLE = """
@@ -30,7 +30,7 @@ def main() -> int:
         default=PNG_ORDERS[0],
         help="how --png numbers its classes: as 59_labels.txt, or by sorted name (default: 59_labels)",
     )
-    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=default_workers(), help="processes (default: all cores)")
     add_debug_flag(parser)
     arguments = parser.parse_args()
     return prepare(arguments.root, arguments.png, arguments.png_order, arguments.jobs)

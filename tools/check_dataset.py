@@ -7,7 +7,7 @@ import json
 from blpseg import get_cfg
 from blpseg.data.check import check_datasets
 from blpseg.data.io import write_bytes_atomic
-from blpseg.data.parallel import available_cpus
+from blpseg.data.parallel import default_workers
 from blpseg.errors import BLPSegError, add_debug_flag, run_command
 
 EXAMPLE = """
@@ -37,7 +37,7 @@ def main() -> int:
         metavar="SHARE",
         help="of a scribble's pixels that the dense mask may contradict (default: 0.05)",
     )
-    parser.add_argument("--jobs", type=int, default=available_cpus(), help="processes (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=default_workers(), help="processes (default: all cores)")
     add_debug_flag(parser)
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys, after --config-file")
     arguments = parser.parse_intermixed_args()

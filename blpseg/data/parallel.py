@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import cv2
 from tqdm import tqdm
 
 from ..errors import BLPSegError, debug_enabled, describe
+from .scribbles.convert import default_workers, map_parallel
 
-__all__ = ["FileReport", "available_cpus", "is_up_to_date", "map_files", "process_files"]
-
-_CHUNK = 8  # items handed to a process at a time
+__all__ = ["FileReport", "default_workers", "is_up_to_date", "map_files", "process_files"]
 
 
 @dataclass
@@ -37,11 +33,6 @@ class FileReport:
             return 1
         print(line)
         return 0
-
-
-def available_cpus() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_up_to_date(output: str, *sources: str) -> bool:
@@ -67,11 +58,15 @@ def map_files(
     Raises:
         BLPSegError: a worker process was killed.
     """
-    guarded = partial(_guarded, function)
+    waiting: dict[int, Any] = {}
+    following = 0
     with tqdm(total=len(items), desc=description, unit="file", file=sys.stderr, mininterval=0.5) as bar:
-        for item, result in zip(items, _results(guarded, items, jobs), strict=True):
+        for number, result in map_parallel(partial(_guarded, function), enumerate(items), max(1, jobs)):
             bar.update()
-            yield item, result
+            waiting[number] = result
+            while following in waiting:
+                yield items[following], waiting.pop(following)
+                following += 1
 
 
 def process_files(function: Callable[[Any], bool], items: Sequence, jobs: int, description: str) -> FileReport:
@@ -88,29 +83,13 @@ def process_files(function: Callable[[Any], bool], items: Sequence, jobs: int, d
     return report
 
 
-def _results(function: Callable, items: Sequence, jobs: int) -> Iterable:
-    if jobs <= 1 or len(items) <= _CHUNK:
-        yield from map(function, items)
-        return
-    pool = ProcessPoolExecutor(min(jobs, len(items)), initializer=_start_worker)
+def _guarded(function: Callable, numbered: tuple[int, Any]) -> tuple[int, Any]:
+    number, item = numbered
     try:
-        yield from pool.map(function, items, chunksize=_CHUNK)
-    except BrokenProcessPool as error:
-        raise BLPSegError("a worker process was killed, perhaps for want of memory; try --jobs 1") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(0)  # the processes are the parallelism
-
-
-def _guarded(function: Callable, item: Any) -> Any:
-    try:
-        return function(item)
+        return number, function(item)
     except BLPSegError as error:
-        return error
+        return number, error
     except Exception as error:
         if debug_enabled():
             raise
-        return BLPSegError(f"{item}: {type(error).__name__}: {describe(error)}")
+        return number, BLPSegError(f"{item}: {type(error).__name__}: {describe(error)}")

@@ -11,16 +11,15 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from tqdm import tqdm
 
 from ..errors import BLPSegError
 from .datasets.synthetic import CLASSES
 from .io import write_bytes_atomic, write_png_atomic
+from .parallel import process_files
 from .scribbles import simulate_scribble
 
 __all__ = ["draw_scene", "make_synthetic"]
@@ -276,10 +275,9 @@ def make_synthetic(
     tasks = [task for task in tasks if not all(map(PathManager.isfile, _paths(task).values()))]
     if not tasks:
         return False
-    with ProcessPoolExecutor(jobs) as pool:
-        work = pool.map(_write_scene, tasks, chunksize=8) if jobs > 1 else map(_write_scene, tasks)
-        for _ in tqdm(work, total=len(tasks), desc="scenes", unit="image"):
-            pass
+    report = process_files(_write_scene, tasks, jobs, "scenes")
+    if report.failures:
+        raise BLPSegError(report.failures[0])
     return True
 
 
@@ -291,7 +289,7 @@ def _paths(task: tuple) -> dict[str, str]:
     return paths
 
 
-def _write_scene(task: tuple) -> None:
+def _write_scene(task: tuple) -> bool:
     _, settings, split, index, _ = task
     paths = _paths(task)
     rng = np.random.default_rng((settings["seed"], _SPLITS.index(split), index))
@@ -307,6 +305,7 @@ def _write_scene(task: tuple) -> None:
             seed=int(rng.integers(2**31)),
         )
         write_png_atomic(paths["scribbles"], scribble)
+    return True
 
 
 def _prepare_folder(output: str, settings: dict) -> None:

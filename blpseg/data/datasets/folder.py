@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import BLPSegError, describe
+from ..scribbles.vocabulary import Vocabulary, load_vocabulary
 from .splits import Split, register_split, splits, voc_colors
 
 __all__ = ["register_folder"]
@@ -82,6 +83,7 @@ def _classes(folder: CfgNode, root: str) -> tuple[list[str], list]:
 
 
 def _read_classes_file(path: str) -> tuple[list, list | None]:
+    """Names and colours from `classes: [...]`, `colors: [[r, g, b], ...]`, or from a vocabulary file of the converters."""
     if not PathManager.isfile(path):
         raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
     try:
@@ -90,14 +92,25 @@ def _read_classes_file(path: str) -> tuple[list, list | None]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BLPSegError(f"{path}: not a YAML file ({describe(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
-        raise BLPSegError(f"{path}: expected `classes: [background, ...]`")
+        return _from_vocabulary(load_vocabulary(path))
     colors = content.get("colors")
-    if colors is not None and (
-        not isinstance(colors, list)
-        or len(colors) != len(content["classes"])
-        or not all(
-            isinstance(c, list) and len(c) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in c) for c in colors
-        )
+    if colors is not None and not (
+        isinstance(colors, list) and len(colors) == len(content["classes"]) and all(map(_is_color, colors))
     ):
         raise BLPSegError(f"{path}: `colors` must be one [R, G, B] of 0..255 for each of the classes")
     return content["classes"], colors
+
+
+def _from_vocabulary(vocabulary: Vocabulary) -> tuple[list[str], list | None]:
+    names: dict[int, str] = {}
+    for name, number in vocabulary.ids.items():
+        names.setdefault(number, name)  # the first of several names for a class
+    if sorted(names) != list(range(len(names))):
+        raise BLPSegError(f"{vocabulary.source}: classes need the numbers 0, 1, ..., found {sorted(names)}")
+    colors = {number: color for color, number in reversed(vocabulary.colors.items())}
+    ordered = [colors.get(number) for number in range(len(names))]
+    return [names[number] for number in range(len(names))], ordered if all(ordered) else None
+
+
+def _is_color(color: object) -> bool:
+    return isinstance(color, list) and len(color) == 3 and all(isinstance(v, int) and 0 <= v <= 255 for v in color)

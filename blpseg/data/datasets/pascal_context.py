@@ -12,20 +12,12 @@ import numpy as np
 from ...errors import BLPSegError, describe
 from ..io import read_label, write_png_atomic
 from ..parallel import FileReport, is_up_to_date, process_files
-from . import pascal_voc
+from ..scribbles.vocabulary import CONTEXT_NAMES
 from .splits import Split, index_folder, read_names, register_split, require_folder, voc_colors
 
 __all__ = ["CLASSES", "MASKS", "PNG_ORDERS", "prepare"]
 
-# Names as the scribble files spell them (METHOD.md section 8): VOC's, then 39 more.
-CLASSES = (
-    pascal_voc.CLASSES
-    + (
-        "bag bed bench book building cabinet ceiling cloth computer cup door fence floor flower food grass ground "
-        "keyboard light mountain mouse curtain platform sign plate road rock shelves sidewalk sky snow bedclothes "
-        "track tree truck wall water window wood"
-    ).split()
-)
+CLASSES = CONTEXT_NAMES  # as the scribble files spell them
 
 _CONTEXT = "VOCdevkit/Context"
 MASKS = f"{_CONTEXT}/SegmentationClass"  # the PNG files stand beside the .mat files they come from

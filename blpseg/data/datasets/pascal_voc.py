@@ -9,17 +9,14 @@ from detectron2.utils.file_io import PathManager
 
 from ...errors import BLPSegError
 from ..io import write_bytes_atomic
+from ..scribbles.vocabulary import VOC_NAMES
 from .splits import Split, index_folder, read_names, register_split, require_folder, voc_colors
 
 __all__ = ["CLASSES", "TRAINAUG_COUNT", "prepare"]
 
 TRAINAUG_COUNT = 10582  # METHOD.md section 8
 
-# Names as the scribble files spell them (METHOD.md section 8).
-CLASSES = (
-    "background plane bike bird boat bottle bus car cat chair cow table dog horse motorbike person plant sheep sofa "
-    "train monitor"
-).split()
+CLASSES = VOC_NAMES  # as the scribble files spell them
 
 _VOC = "VOCdevkit/VOC2012"
 _FETCH = (
