@@ -1,8 +1,10 @@
 """Scribbles: stroke files, rasterising, simulating, checking."""
 
-from .convert import ConversionReport, convert_annotations, convert_xml_folder
+from .batch import ConversionReport
+from .convert import convert_annotations, convert_xml_folder
 from .rasterize import UNANNOTATED, rasterize_strokes
 from .simulate import simulate_scribble
+from .simulate_folder import file_seed, simulate_folder
 from .vocabulary import CONTEXT_NAMES, VOC_NAMES, Vocabulary, load_vocabulary
 
 __all__ = [
@@ -13,7 +15,9 @@ __all__ = [
     "Vocabulary",
     "convert_annotations",
     "convert_xml_folder",
+    "file_seed",
     "load_vocabulary",
     "rasterize_strokes",
+    "simulate_folder",
     "simulate_scribble",
 ]

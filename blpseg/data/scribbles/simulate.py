@@ -66,14 +66,13 @@ def simulate_scribble(
         raise ValueError(f"mask values are classes 0..254 or the ignore value {ignore_label}, not {found}")
     mask = np.where(mask == ignore_label, UNANNOTATED, mask).astype(np.uint8)
 
-    scribble = np.full(mask.shape, UNANNOTATED, dtype=np.uint8)
     regions = _Regions(mask)
-    if len(regions.area) > 1:
-        rng = np.random.default_rng(seed)
-        region, points, ends = _walk(regions, preference, rng)
-        pixels, region = _shorten(region, points, ends, length, rng)
-        _draw(scribble, mask, regions.label, pixels, region, int(width))
-    return scribble
+    if len(regions.area) == 1:
+        return np.full(mask.shape, UNANNOTATED, dtype=np.uint8)
+    rng = np.random.default_rng(seed)
+    region, points, ends = _walk(regions, preference, rng)
+    pixels, region = _shorten(regions.label, region, points, ends, length, rng)
+    return _draw(mask, regions.label, pixels, region, int(width))
 
 
 class _Regions:
@@ -91,7 +90,8 @@ class _Regions:
             here = (mask == class_id).view(np.uint8)
             x, y, w, h = cv2.boundingRect(here)
             count, part = cv2.connectedComponents(here[y : y + h, x : x + w], connectivity=4)
-            part[part > 0] += total
+            part += total
+            part *= here[y : y + h, x : x + w]
             self.label[y : y + h, x : x + w] += part
             total += count - 1
         flat = self.label.reshape(-1)
@@ -99,7 +99,7 @@ class _Regions:
         small = np.uint16 if total < 1 << 16 else np.int32  # numpy sorts 16 bits by radix
         self.pixels = np.argsort(flat.astype(small), kind="stable")  # region after region, each row by row
         self.first = np.cumsum(self.area) - self.area
-        column = (self.pixels % width)[self.area[0] :]
+        column = np.tile(np.arange(width, dtype=np.int32), height)[self.pixels[self.area[0] :]]
         within = self.first[1:] - self.area[0]
         self.extent = np.zeros(total + 1)  # diagonal of the bounding box
         if total:
@@ -160,20 +160,17 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator):
     start += margin + 0.5  # truncation then rounds
 
     def look(position, sine, cosine, distance):
-        """Flat index of the pixel that lies ``distance`` ahead: (P, 2), (P, T), (P, T), (P,) -> (P, T)."""
-        rows = (position[:, :1] + distance[:, None] * sine).astype(np.int32)
+        """Flat indices of the pixels that lie ``distance`` ahead: (P, 2), (P, T), (P, T), (P, D) -> (P, D, T)."""
+        rows = (position[:, 0, None, None] + distance[:, :, None] * sine[:, None]).astype(np.int32)
         rows *= stride
-        rows += (position[:, 1:] + distance[:, None] * cosine).astype(np.int32)
+        rows += (position[:, 1, None, None] + distance[:, :, None] * cosine[:, None]).astype(np.int32)
         return rows
-
-    def misfit(ahead, region, target):
-        return np.abs(clearance[ahead] * (label[ahead] == region[:, None]) - target[:, None])
 
     # Lie along the direction in which the clearance lasts, both ways.
     axis = rng.uniform(0, np.pi, (count, 1)) + np.linspace(0, np.pi, 12, endpoint=False)
-    sine, cosine = np.sin(axis), np.cos(axis)
-    cost = sum(misfit(look(start, sine, cosine, way * reach), region, target) for way in (1, -1))
-    heading = axis[np.arange(count), cost.argmin(axis=1)]
+    ahead = look(start, np.sin(axis), np.cos(axis), np.stack([reach, -reach], axis=1))
+    misfit = np.abs(clearance[ahead] * (label[ahead] == region[:, None, None]) - target[:, None, None]).sum(axis=1)
+    heading = axis[np.arange(count), misfit.argmin(axis=1)]
 
     # Pens 0..count-1 go forward, the others backward.
     both = np.concatenate([np.arange(count)] * 2)
@@ -181,35 +178,41 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator):
     heading = np.concatenate([heading, heading + np.pi])
     first_heading = heading.copy()
     tremor = np.zeros(2 * count)
-    track = np.empty((int(steps.max(initial=0)) + 1, 2 * count, 2))
+    track = np.zeros((int(steps.max(initial=0)) + 1, 2 * count, 2))
     track[0] = position
     done = np.zeros(2 * count, int)
+    distance = np.stack([0.5 * step, step, reach], axis=1)
+    turns = _TURNS * turn[:, None]
+    sine_of_turns, cosine_of_turns = np.sin(turns), np.cos(turns)
     alive = np.flatnonzero(steps[both] > 0)
     for number in range(1, len(track)):
         s = both[alive]
-        here, r, stride_length = position[alive], region[s], step[s]
-        tremor[alive] = 0.9 * tremor[alive] + 0.25 * rng.standard_normal(len(alive))
-        direction = heading[alive, None] + _TURNS * turn[s, None]
-        sine, cosine = np.sin(direction), np.cos(direction)
-        near = look(here, sine, cosine, stride_length)
-        fits = (label[near] == r[:, None]) & (label[look(here, sine, cosine, 0.5 * stride_length)] == r[:, None])
-        fits &= clearance[near] >= floor[s, None]
-        fits &= np.abs(direction - first_heading[alive, None]) <= _LARGEST_BEND
-        cost = misfit(look(here, sine, cosine, reach[s]), r, target[s]) / slack[s, None]
-        cost += (_TURNS - tremor[alive, None]) ** 2
+        here, shake = position[alive], 0.9 * tremor[alive] + 0.25 * rng.standard_normal(len(alive))
+        sine, cosine = np.sin(heading[alive])[:, None], np.cos(heading[alive])[:, None]
+        sine, cosine = (
+            sine * cosine_of_turns[s] + cosine * sine_of_turns[s],
+            cosine * cosine_of_turns[s] - sine * sine_of_turns[s],
+        )
+        ahead = look(here, sine, cosine, distance[s])
+        inside = label[ahead] == region[s, None, None]
+        fits = inside[:, 0] & inside[:, 1]
+        cost = np.abs(clearance[ahead[:, 2]] * inside[:, 2] - target[s, None])
+        cost /= slack[s, None]
+        cost += (_TURNS - shake[:, None]) ** 2
         cost[~fits] = np.inf
         chosen = np.arange(len(alive)), cost.argmin(axis=1)
-        here[:, 0] += stride_length * sine[chosen]
-        here[:, 1] += stride_length * cosine[chosen]
-        goes = fits[chosen]
+        here[:, 0] += step[s] * sine[chosen]
+        here[:, 1] += step[s] * cosine[chosen]
+        direction = heading[alive] + turns[s, chosen[1]]
+        goes = fits[chosen] & (clearance[ahead[:, 1][chosen]] >= floor[s])
+        goes &= np.abs(direction - first_heading[alive]) <= _LARGEST_BEND
         alive = alive[goes]
-        heading[alive] = direction[chosen][goes]
+        heading[alive], tremor[alive], done[alive] = direction[goes], shake[goes], number
         position[alive] = track[number, alive] = here[goes]
-        done[alive] = number
         alive = alive[number < steps[both[alive]]]
         if len(alive) == 0:
             break
-    track -= margin + 0.5
+    track -= margin
 
     # Backward track reversed, then the forward one: the rows that are a stroke's stand together in its column.
     whole = np.concatenate([track[:0:-1, count:], track[:, :count]])
@@ -218,17 +221,26 @@ def _walk(regions: _Regions, preference: float, rng: np.random.Generator):
     return region, whole.transpose(1, 0, 2)[mine.T], np.cumsum(mine.sum(axis=0))
 
 
-def _shorten(region, points, ends, length, rng):
-    """The pixels (K, 2) of the middle ``length`` of every stroke, and the region of each (K,)."""
+def _shorten(label, region, points, ends, length, rng):
+    """The pixels (K, 2) of the middle ``length`` of every stroke, all in their region, and the region of each (K,)."""
+
+    def inside(pixels, region):
+        return label[pixels[:, 0], pixels[:, 1]] == region
+
     stroke = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     middle = np.flatnonzero(stroke[2:] == stroke[:-2]) + 1
-    points[middle] = 0.25 * points[middle - 1] + 0.5 * points[middle] + 0.25 * points[middle + 1]
-    points = np.rint(points).astype(np.int64)
+    smooth = 0.25 * points[middle - 1] + 0.5 * points[middle] + 0.25 * points[middle + 1]
+    points, smooth = points.astype(np.int64), smooth.astype(np.int64)
+    keeps = inside(smooth, region[stroke[middle]])
+    points[middle[keeps]] = smooth[keeps]
 
     count = segment_lengths(points)
     count[ends[:-1] - 1] = 1  # from one stroke to the next nothing is drawn but the former's last point
     pixels = np.concatenate([segment_pixels(points, count), points[-1:]])
     stroke = np.repeat(stroke, np.append(count, 1))
+    keeps = inside(pixels, region[stroke])  # all points are, what lies between two may not be
+    pixels, stroke = pixels[keeps], stroke[keeps]
+
     size = np.bincount(stroke)
     place = np.arange(len(stroke)) - (np.cumsum(size) - size)[stroke]
     first = rng.uniform(0.25, 0.75, len(ends)) * (1 - length)  # a shorter stroke lies within a longer one
@@ -237,13 +249,14 @@ def _shorten(region, points, ends, length, rng):
     return pixels[kept], region[stroke[kept]]
 
 
-def _draw(scribble, mask, label, pixels, region, width):
-    """Stamp a round brush on the pixels, but never outside the pixel's region."""
-    height, columns = mask.shape
+def _draw(mask, label, pixels, region, width):
+    """Stamp a round brush on the pixels, but never outside the pixel's region: (H, W) uint8."""
     brush = np.argwhere(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))) - width // 2
-    stamped = (pixels[:, None] + brush).reshape(-1, 2)
-    region = np.repeat(region, len(brush))
-    fits = ((stamped >= 0) & (stamped < (height, columns))).all(axis=1)
-    place = stamped[fits, 0] * columns + stamped[fits, 1]
-    place = place[label.reshape(-1)[place] == region[fits]]
-    scribble.reshape(-1)[place] = mask.reshape(-1)[place]
+    label = np.pad(label, width)  # so that stamping needs no bounds check
+    stride = label.shape[1]
+    place = (pixels + width) @ (stride, 1)
+    place = place[:, None] + brush @ (stride, 1)
+    place = place[label.reshape(-1)[place] == region[:, None]]
+    drawn = np.zeros(label.shape, bool)
+    drawn.reshape(-1)[place] = True
+    return np.where(drawn[width:-width, width:-width], mask, UNANNOTATED).astype(np.uint8)

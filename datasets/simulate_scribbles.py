@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Draw scribbles as a person might, from dense masks: every connected region gets a stroke, none leaves its region."""
+
+import argparse
+import sys
+
+from blpseg.data.scribbles import simulate_folder
+from blpseg.errors import add_debug_flag, run_command
+
+EXAMPLES = """\
+examples:
+  %(prog)s --masks CamVid/trainannot --output CamVid/trainscribble --ignore-label 11
+  %(prog)s --masks masks/ --output points/ --length 0            (ScribbleSup's protocol: 0, 0.3, 0.5, 0.8, 1)
+  %(prog)s --masks masks/ --output biased/ --preference 1
+
+Masks and scribbles are uint8 PNG; 255 = not annotated. A scribble depends on its mask, the mask's name and the options
+alone. A second run makes only what is new or has changed. A file that cannot be read is named with the reason; the
+others are still done, and the exit status is 1. docs/SCRIBBLES.md shows pictures.
+"""
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0..1")
+    return value
+
+
+def count(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--masks", metavar="PATH", required=True, help="folder of dense masks, or one mask")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder for the scribbles, made where missing")
+    parser.add_argument(
+        "--preference",
+        type=fraction,
+        default=0.5,
+        help="0 draws anywhere in a region, 1 only in its spacious middle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--length",
+        type=fraction,
+        default=1.0,
+        help="of a stroke relative to the whole one that its region gets; 0 is a dot. Shorter strokes are parts of "
+        "longer ones (default: %(default)s)",
+    )
+    parser.add_argument("--width", type=count, default=3, help="of a stroke, in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same scribbles (default: %(default)s)")
+    parser.add_argument(
+        "--ignore-label",
+        type=int,
+        default=255,
+        help="value of the masks that is no class; 11 for CamVid (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=count, help="processes (default: the CPUs there are)")
+    parser.add_argument("--force", action="store_true", help="draw scribbles again that are up to date")
+    add_debug_flag(parser)
+    args = parser.parse_args()
+    report = simulate_folder(
+        args.masks,
+        args.output,
+        preference=args.preference,
+        length=args.length,
+        width=args.width,
+        seed=args.seed,
+        ignore_label=args.ignore_label,
+        workers=args.workers,
+        force=args.force,
+    )
+    print(f"{report.written} scribbles written to {args.output}, {report.up_to_date} up to date")
+    if report.failed:
+        print(f"error: {len(report.failed)} of {report.total} could not be made (named above)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
