@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import BLPSegError, debug_enabled, describe
-from .scribbles.convert import default_workers, map_parallel
+from .scribbles.batch import default_workers, map_parallel
 
 __all__ = ["FileReport", "default_workers", "is_up_to_date", "map_files", "process_files"]
 
