@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -21,6 +21,7 @@ from ..data.io import write_bytes_atomic
 from ..errors import BLPSegError
 from .crf import CRFEvaluator, DenseCRF
 from .inference import Inference
+from .report import ReportEvaluator
 from .sem_seg import SemSegEvaluator
 from .volume import VolumeEvaluator
 
@@ -55,6 +56,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
         )
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     evaluator = EVALUATORS[kind].from_config(cfg, dataset_name, output_dir)
+    if cfg.TEST.REPORT.ENABLED:
+        evaluator = DatasetEvaluators([evaluator, ReportEvaluator.from_config(cfg, dataset_name, output_dir)])
     if cfg.TEST.CRF.ENABLED:
         return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS)
     return evaluator

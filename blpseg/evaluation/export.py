@@ -87,7 +87,7 @@ def _export_onnx(graph: InferenceGraph, example: torch.Tensor, metadata: dict[st
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise BLPSegError(f"export to ONNX needs onnx and onnxscript ({error}): pip install 'blpseg[export]'") from error
+        raise BLPSegError(f"ONNX needs onnx and onnxscript ({error}): pip install 'blpseg[export]'") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the exporter
         program = torch.onnx.export(

@@ -66,9 +66,7 @@ class Predictor:
         self.return_logits = return_logits
         self.batch_size = batch_size
         self._crf = DenseCRF.from_config(cfg) if cfg.TEST.CRF.ENABLED else None
-        self._inference = Inference.from_config(
-            cfg, self.model, classes_only=self._crf is None and not return_logits
-        )
+        self._inference = Inference.from_config(cfg, self.model, classes_only=self._crf is None and not return_logits)
         self._lock = threading.Lock()
 
     def __call__(self, images, *, annotation: bool = False) -> dict[str, np.ndarray] | list[dict[str, np.ndarray]]:

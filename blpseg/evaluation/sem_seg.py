@@ -16,11 +16,16 @@ from ..data.io import read_label, write_png_atomic
 from ..errors import BLPSegError
 from .inference import class_map
 
-__all__ = ["SemSegEvaluator", "prediction_folder", "read_ground_truth"]
+__all__ = ["IGNORED", "SemSegEvaluator", "prediction_folder", "read_ground_truth"]
 
 
-def read_ground_truth(mask_file: str, image_file: str, size: tuple[int, int]) -> np.ndarray:
-    """The dense mask of an image: (H, W) uint8.
+IGNORED = 255  # of an evaluated mask, whatever the file says
+
+
+def read_ground_truth(mask_file: str, image_file: str, size: tuple[int, int], ignore_label: int) -> np.ndarray:
+    """The dense mask of an image: (H, W) uint8, 255 where it is not to be evaluated.
+
+    Left out are pixels of the data set's ignore label and, whatever that is, those of 255.
 
     Raises:
         BLPSegError: the mask cannot be read, or its size is not ``size`` (that of the prediction).
@@ -31,7 +36,7 @@ def read_ground_truth(mask_file: str, image_file: str, size: tuple[int, int]) ->
             f"{mask_file}: mask of {mask.shape[1]} x {mask.shape[0]} pixels, but its image {image_file} has "
             f"{size[1]} x {size[0]}; they must be of one size"
         )
-    return mask
+    return mask if ignore_label == IGNORED else np.where(mask == ignore_label, np.uint8(IGNORED), mask)
 
 
 def prediction_folder(dataset_name: str) -> str:
@@ -76,6 +81,8 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             BLPSegError: images without a mask, or several of one name whose PNG would overwrite each other.
         """
         records = DatasetCatalog.get(dataset_name)
+        if len(MetadataCatalog.get(dataset_name).stuff_classes) > IGNORED:
+            raise BLPSegError(f"data set {dataset_name}: more than {IGNORED} classes do not fit 8-bit masks")
         for record in records:
             if "sem_seg_file_name" not in record:
                 raise BLPSegError(
@@ -122,7 +129,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             prediction = class_map(output["sem_seg"]).cpu().numpy()
             mask_file = self.input_file_to_gt_file[x["file_name"]]
-            label = read_ground_truth(mask_file, x["file_name"], prediction.shape)
+            label = read_ground_truth(mask_file, x["file_name"], prediction.shape, self._ignore_label)
             self._conf_matrix += self._count(prediction, label, mask_file, x["file_name"])
             self._process_pixels(x, prediction, label)
 
@@ -132,7 +139,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             path = os.path.join(self._prediction_dir, PurePath(x["file_name"]).stem + ".png")
             write_png_atomic(path, prediction, palette=self._colors)
         if self._compute_boundary_iou:
-            label = np.where(label == self._ignore_label, self._num_classes, label).astype(np.uint8)
+            label = np.where(label == IGNORED, np.uint8(self._num_classes), label)
             pair = (self._num_classes + 1) * self._mask_to_boundary(prediction).astype(np.int64)
             pair += self._mask_to_boundary(label)
             counts = np.bincount(pair.ravel(), minlength=self._b_conf_matrix.size)
@@ -142,7 +149,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
 
     def _count(self, prediction: np.ndarray, label: np.ndarray, mask_file: str, image_file: str) -> np.ndarray:
         """(C + 1, C + 1) pixels, [prediction, label]; index C is "no class", for labels the ignored pixels."""
-        classes, values = self._num_classes, 256  # a mask is uint8
+        classes, values = self._num_classes, IGNORED + 1  # a mask is uint8
         pair = np.left_shift(prediction, 8, dtype=np.int64)
         pair |= label
         by_value = np.bincount(pair.ravel(), minlength=classes * values).reshape(-1, values)
@@ -151,19 +158,15 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
                 f"{image_file}: predicted class {len(by_value) - 1}, but data set {self._dataset_name} has "
                 f"{classes} classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {classes}"
             )
-        counts = np.zeros_like(self._conf_matrix)
-        columns = min(classes, values)
-        counts[:classes, :columns] = by_value[:, :columns]
-        if 0 <= self._ignore_label < values:
-            counts[:classes, classes] = by_value[:, self._ignore_label]
-            if self._ignore_label < classes:
-                counts[:classes, self._ignore_label] = 0
-        if counts.sum() < label.size:
-            bad = [v for v in np.unique(label).tolist() if v >= classes and v != self._ignore_label]
+        if by_value[:, classes:IGNORED].any():
+            bad = classes + int(np.flatnonzero(by_value[:, classes:IGNORED].any(axis=0))[0])
             raise BLPSegError(
-                f"{mask_file}: label {bad[0]} (mask of {image_file}) is neither a class 0..{classes - 1} of "
+                f"{mask_file}: label {bad} (mask of {image_file}) is neither a class 0..{classes - 1} of "
                 f"{self._dataset_name} nor its ignore label {self._ignore_label}"
             )
+        counts = np.zeros_like(self._conf_matrix)
+        counts[:classes, :classes] = by_value[:, :classes]
+        counts[:classes, classes] = by_value[:, IGNORED]
         return counts
 
     def evaluate(self) -> OrderedDict | None:

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ..errors import BLPSegError
-from .sem_seg import SemSegEvaluator
+from .sem_seg import IGNORED, SemSegEvaluator
 
 __all__ = ["VolumeEvaluator"]
 
@@ -95,7 +95,7 @@ class VolumeEvaluator(SemSegEvaluator):
             raise BLPSegError(f"{' and '.join(list(shapes.values())[:2])}: slices of one volume differ in size")
         prediction, label = (np.stack(part) for part in list(zip(*volume, strict=True))[2:])
         spacing = self._records[volume[0][1]].get("spacing")
-        inside = label != self._ignore_label
+        inside = label != IGNORED
         dice, hd95, undefined = [], [], []
         for c in range(1, self._num_classes):
             a, b = (prediction == c) & inside, (label == c) & inside

@@ -1,6 +1,7 @@
 """The Predictor on a tiny BLPSeg model with random weights."""
 
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,20 +15,14 @@ import blpseg
 from blpseg import Predictor, get_cfg
 from blpseg.errors import BLPSegError
 
-TINY = [
-    "MODEL.META_ARCHITECTURE", "BLPSeg", "MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BACKBONE.NAME",
-    "build_resnet_backbone", "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.NORM", "BN",
-    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.RESNETS.STEM_TYPE", "basic",
-    "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16, "MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS", 8,
-    "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [58.395, 57.12, 57.375], "INPUT.FORMAT", "RGB",
-    "MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.RES5_DILATION", 1,
-]  # fmt: skip
+CONFIG = str(Path(__file__).parents[2] / "configs/Base-BLPSeg-R18.yaml")
+NARROW = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16]
 
 
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.pth"
-    cfg = get_cfg("", [*TINY, "MODEL.WEIGHTS", str(path)])
+    cfg = get_cfg(CONFIG, [*NARROW, "MODEL.WEIGHTS", str(path)])
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, path)
     return cfg
@@ -59,9 +54,7 @@ def test_every_kind_of_image_gives_the_same(predictor, tmp_path):
     for same in (str(path), path, Image.fromarray(image), cv2.imread(str(path))):
         np.testing.assert_array_equal(predictor(same)["logits"], expected)
     grey = image[..., 0]
-    np.testing.assert_array_equal(
-        predictor(grey)["logits"], predictor(np.stack([grey] * 3, axis=2))["logits"]
-    )
+    np.testing.assert_array_equal(predictor(grey)["logits"], predictor(np.stack([grey] * 3, axis=2))["logits"])
 
 
 def test_channel_order_of_the_config(cfg, predictor):

@@ -1,0 +1,205 @@
+"""Pictures of predictions for images, videos and cameras."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from tqdm import tqdm
+
+from ..data.io import IMAGE_EXTENSIONS, read_image, write_png_atomic
+from ..errors import BLPSegError, describe
+from ..visualization import draw_regions, legend, overlay, result_panels
+from .predictor import Predictor
+
+__all__ = ["Demo", "find_images", "test_metadata"]
+
+UNKNOWN_RATE = 25.0  # frames a second of a stream that does not tell
+
+
+def test_metadata(cfg: CfgNode) -> Metadata:
+    """Metadata with the names and colours of the classes that a config's model tells apart.
+
+    Raises:
+        BLPSegError: no data set of the config has ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` names.
+    """
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        if len(metadata.get("stuff_classes", ())) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+            return metadata
+    raise BLPSegError(
+        f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: no data set names the model's "
+        f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
+    )
+
+
+def find_images(inputs: Sequence[str]) -> list[str]:
+    """Files, folders (their images, sorted, not those of folders within) and glob patterns -> files, each once.
+
+    Raises:
+        BLPSegError: a folder or a pattern holds no image. A named file need not exist; reading it will tell.
+    """
+    files: list[str] = []
+    for item in inputs:
+        item = os.path.expanduser(item)
+        if os.path.isdir(item):
+            found = sorted(
+                entry.path
+                for entry in os.scandir(item)
+                if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGE_EXTENSIONS)
+            )
+        elif not os.path.exists(item) and glob.has_magic(item):
+            found = sorted(path for path in glob.glob(item, recursive=True) if os.path.isfile(path))
+        else:
+            found = [item]
+        if not found:
+            raise BLPSegError(f"{item}: no images there; expected one of {', '.join(IMAGE_EXTENSIONS)}")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+class Demo:
+    """Runs a :class:`Predictor` over files and writes pictures into a folder."""
+
+    def __init__(self, cfg: CfgNode, output_dir: str, *, raw: bool = False, panels: bool = False):
+        """
+        Args:
+            cfg: as :class:`Predictor` takes it; its data sets name the classes.
+            output_dir: made if it is not there.
+            raw: also write class numbers, as indexed PNG.
+            panels: also write image, annotation probability and prediction side by side.
+        """
+        self.metadata = test_metadata(cfg)
+        os.makedirs(output_dir, exist_ok=True)
+        self.predictor = Predictor(cfg, return_logits=False)
+        self.output_dir = output_dir
+        self.raw = raw
+        self.panels = panels
+
+    def run_images(self, files: Sequence[str]) -> int:
+        """Write ``NAME.png``, and on request ``NAME_raw.png`` and ``NAME_panels.png``, for each file.
+
+        Of files with one name in several folders the second becomes ``NAME_2``. A file that fails is told in one line
+        on stderr, and the others go on.
+
+        Returns:
+            how many failed.
+        """
+        inputs = {os.path.realpath(file) for file in files}
+        failed = 0
+        taken: set[str] = set()
+        for file in tqdm(files, unit="image", file=sys.stderr):
+            name = _unused(Path(file).stem, taken)
+            try:
+                self._run_image(file, name, inputs)
+            except (BLPSegError, OSError) as error:
+                failed += 1
+                tqdm.write(f"error: {describe(error)}", file=sys.stderr)
+        return failed
+
+    def _run_image(self, file: str, name: str, inputs: set[str]) -> None:
+        image = read_image(file)  # RGB
+        result = self.predictor(image[..., ::-1], annotation=self.panels)
+        classes = result["sem_seg"]
+        pictures = {"": (self._with_legend(draw_regions(image, classes, self.metadata), classes), None)}
+        if self.raw:
+            pictures["_raw"] = (classes, self.metadata.stuff_colors)
+        if self.panels:
+            annotated = 1 - result["annotation_prob"][-1]
+            panels = result_panels(image, self.metadata, annotation_probability=annotated, prediction=classes)
+            pictures["_panels"] = (panels, None)
+        for suffix, (picture, palette) in pictures.items():
+            path = os.path.join(self.output_dir, f"{name}{suffix}.png")
+            if os.path.realpath(path) in inputs:
+                raise BLPSegError(f"{path}: is an input and would be overwritten; choose another --output")
+            write_png_atomic(path, picture, palette=palette)
+
+    def _with_legend(self, picture: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+        present = None if classes is None else np.unique(classes).tolist()
+        names, colors = self.metadata.stuff_classes, self.metadata.stuff_colors
+        return np.concatenate([picture, legend(names, colors, picture.shape[1], present)])
+
+    def run_video(self, source: str | int, *, preview: Callable[[np.ndarray], bool] | None = None) -> str:
+        """Write ``NAME.mp4``: overlays with a legend, as many frames a second as the source, no sound.
+
+        An interruption (Ctrl-C) ends the video where it is; what was written stays playable.
+
+        Args:
+            source: a video file, or the number of a camera, which becomes ``webcam.mp4``.
+            preview: called with every finished frame (BGR); True ends the run.
+
+        Returns:
+            the file written.
+
+        Raises:
+            BLPSegError: the source cannot be opened or holds no frame, or the video cannot be written.
+        """
+        is_file = isinstance(source, str)
+        name = Path(source).stem if is_file else "webcam"
+        path = os.path.join(self.output_dir, f"{name}.mp4")
+        if is_file and not os.path.isfile(source):
+            raise BLPSegError(f"{source}: no such file")
+        if is_file and os.path.realpath(path) == os.path.realpath(source):
+            raise BLPSegError(f"{path}: is the input and would be overwritten; choose another --output")
+        capture = cv2.VideoCapture(source)
+        if not capture.isOpened():
+            raise BLPSegError(f"{source}: not a video OpenCV can read" if is_file else f"there is no camera {source}")
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        rate = rate if rate and np.isfinite(rate) and rate > 0 else UNKNOWN_RATE
+        total = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if is_file else 0
+        partial = os.path.join(self.output_dir, f".{name}.{os.getpid()}.tmp.mp4")
+        writer, count = None, 0
+        try:
+            with tqdm(total=total if total > 0 else None, unit="frame", file=sys.stderr) as progress:
+                while True:
+                    found, frame = capture.read()
+                    if not found:
+                        break
+                    count += 1
+                    picture = self._draw_frame(frame, name, count)
+                    if writer is None:
+                        size = picture.shape[1::-1]
+                        writer = cv2.VideoWriter(partial, cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+                        if not writer.isOpened():
+                            raise BLPSegError(f"{path}: OpenCV cannot write MP4 here")
+                    writer.write(picture)
+                    progress.update()
+                    if preview is not None and preview(picture):
+                        break
+        finally:
+            capture.release()
+            if writer is not None:
+                writer.release()
+                if os.path.exists(partial):
+                    os.replace(partial, path)
+        if not count:
+            raise BLPSegError(f"{source}: holds no frame that can be read")
+        return path
+
+    def _draw_frame(self, frame: np.ndarray, name: str, number: int) -> np.ndarray:
+        """(H, W, 3) BGR -> overlay with the legend of all classes, so that every frame has one size; even sides."""
+        classes = self.predictor(frame)["sem_seg"]
+        if self.raw:
+            path = os.path.join(self.output_dir, f"{name}_raw", f"{number:06d}.png")
+            write_png_atomic(path, classes, palette=self.metadata.stuff_colors)
+        picture = overlay(np.ascontiguousarray(frame[..., ::-1]), classes, self.metadata.stuff_colors)
+        picture = self._with_legend(picture)
+        height, width = picture.shape[:2]
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate

@@ -1,0 +1,364 @@
+"""Where is a model wrong? IoU by distance to scribble and boundary and by thickness; pictures of the extremes.
+
+Annotators scribble where a region is spacious (METHOD section 1). So what a model learns from scribbles is
+tested least where mIoU has most of its pixels; this report tells the rarely annotated places apart.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+import cv2
+import matplotlib
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..data.datasets import load_records
+from ..data.io import read_image, read_label, write_bytes_atomic, write_png_atomic
+from ..errors import BLPSegError
+from ..visualization import result_panels
+from .inference import class_map
+from .sem_seg import IGNORED, read_ground_truth
+
+__all__ = ["ReportEvaluator", "annotation_rate", "boundary_distance", "local_thickness", "mean_iou", "rare_confusion"]
+
+# Pixels; bin i holds EDGES[i] <= value < EDGES[i + 1], the last one everything above.
+DISTANCE_EDGES = (0, 2, 4, 8, 16, 32, 64)
+THICKNESS_EDGES = (0, 4, 8, 16, 32, 64, 128)
+RARE_SHARE = 0.25  # of the pixels: the quartile that is annotated least
+ANNOTATION_IMAGES = 500  # training images looked at for how often places are annotated, evenly spaced
+NUMBERS_UP_TO = 25  # classes whose confusion matrix is still readable with numbers in it
+
+
+def boundary_distance(label: np.ndarray) -> np.ndarray:
+    """Distance of each pixel to the nearest pixel with another value.
+
+    Args:
+        label: (H, W) uint8; 255 (ignored) counts as another value. The image's border is no boundary.
+
+    Returns:
+        (H, W) float32, pixels, 1 beside a boundary; infinite if there is but one value.
+    """
+    values = np.unique(label)
+    if len(values) == 1:
+        return np.full(label.shape, np.inf, np.float32)
+    distance = np.zeros(label.shape, np.float32)
+    for value in values:
+        same = label == value
+        distance[same] = cv2.distanceTransform(same.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[same]
+    return distance
+
+
+def local_thickness(distance: np.ndarray, edges: Sequence[float] = THICKNESS_EDGES) -> np.ndarray:
+    """Diameter of the largest disc that fits into a pixel's region and covers the pixel, by bins.
+
+    A disc of radius r around a pixel q, {p: |p - q| < r}, lies in q's region where q's boundary distance is at least
+    r (Hildebrand and Rueegsegger 1997). A bar of 3 or 4 pixels measures 4. Regions go on beyond the image's border.
+
+    Args:
+        distance: (H, W), of :func:`boundary_distance`.
+        edges: ascending diameters in pixels, the first 0.
+
+    Returns:
+        (H, W) uint8, the index i of the largest ``edges[i]`` that is reached.
+    """
+    bins = np.zeros(distance.shape, np.uint8)
+    for i, diameter in enumerate(edges[1:], start=1):
+        centers = distance >= diameter / 2
+        if not centers.any():
+            break
+        to_center = cv2.distanceTransform((~centers).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        bins[to_center < diameter / 2] = i
+    return bins
+
+
+def _distance_bins(distance: np.ndarray) -> np.ndarray:
+    return (np.searchsorted(DISTANCE_EDGES, distance, side="right") - 1).astype(np.uint8)
+
+
+def _places(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) mask -> thickness bin and boundary distance bin of each pixel."""
+    distance = boundary_distance(label)
+    return local_thickness(distance), _distance_bins(distance)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """(C, C) [prediction, label] -> mIoU in percent over the classes that are in the labels; NaN without any."""
+    hits, labelled = confusion.diagonal(), confusion.sum(axis=0)
+    union = confusion.sum(axis=1) + labelled - hits
+    there = labelled > 0
+    return float(100 * (hits[there] / union[there]).mean()) if there.any() else float("nan")
+
+
+def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """How often a pixel is annotated, by thickness and boundary distance.
+
+    Args:
+        pairs: (scribble, mask) of images, both (H, W) uint8 with 255 = nothing.
+
+    Returns:
+        (thickness bins, distance bins) float64. Where there is but little to count it tends to the overall rate.
+    """
+    annotated = np.zeros((len(THICKNESS_EDGES), len(DISTANCE_EDGES)))
+    total = np.zeros_like(annotated)
+    for scribble, mask in pairs:
+        thickness, distance = _places(mask)
+        cell = thickness.astype(np.int64) * len(DISTANCE_EDGES) + distance
+        labelled = mask != IGNORED
+        total += np.bincount(cell[labelled], minlength=total.size).reshape(total.shape)
+        drawn = labelled & (scribble != IGNORED)
+        annotated += np.bincount(cell[drawn], minlength=total.size).reshape(total.shape)
+    rate = annotated.sum() / max(total.sum(), 1)
+    return (annotated + rate) / (total + 1)
+
+
+def rare_confusion(confusion: np.ndarray, rate: np.ndarray, share: float = RARE_SHARE) -> np.ndarray:
+    """Confusion of the pixels in the places annotated least.
+
+    Args:
+        confusion: (bins, C, C).
+        rate: (bins,) annotation probability.
+        share: of the pixels, in 0..1.
+
+    Returns:
+        (C, C) float64: bins in the order of their rate until they hold the share; the last counts in part.
+    """
+    order = np.argsort(rate, kind="stable")
+    pixels = confusion.sum(axis=(1, 2))[order]
+    wanted = share * pixels.sum()
+    taken = np.clip(wanted - (np.cumsum(pixels) - pixels), 0, pixels)
+    part = np.divide(taken, pixels, out=np.zeros(len(pixels)), where=pixels > 0)
+    return np.tensordot(part, confusion[order], axes=1)
+
+
+class ReportEvaluator(DatasetEvaluator):
+    """Writes ``report/`` beside a data set's other results and returns ``{"report": {...}}``:
+
+    * ``regions.csv``, ``regions.png``: mIoU, pixel accuracy and IoU by class, by distance to the nearest scribble (for
+      records with ``scribble_file_name``; of any class), to the mask's boundary, and by local thickness.
+    * ``rare_region_mIoU`` (in the results and in ``summary.json``): mIoU over the quartile of pixels that lie where
+      annotations are rarest. A place is a bin of local thickness and boundary distance; its annotation
+      probability is the share of annotated pixels among those places in the training images that have both
+      scribble and mask (``places.csv``). Without such images the places are ranked by thickness x
+      distance; ``summary.json`` says which. ``common_region_mIoU`` is that of the other pixels.
+    * ``confusion.csv``, ``confusion.png``: rows are labels.
+    * ``best_*.png``, ``worst_*.png``: the extremes by an image's own mIoU (over the classes in its mask).
+
+    IoU by place counts only pixels of the place, as predictions and as labels.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str, *, training_names: Sequence[str] = (), panels: int = 10):
+        """
+        Args:
+            dataset_name: in the catalogs.
+            output_dir: ``report/`` is made in it.
+            training_names: data sets to learn the annotation probability from.
+            panels: how many best and worst images to draw.
+        """
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_name = dataset_name
+        self._training_names = training_names
+        self._folder = os.path.join(output_dir, "report")
+        self._panels = panels
+        self._classes = len(self._metadata.stuff_classes)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dataset_name: str, output_dir: str) -> ReportEvaluator:
+        return cls(dataset_name, output_dir, training_names=cfg.DATASETS.TRAIN, panels=cfg.TEST.REPORT.PANELS)
+
+    def reset(self) -> None:
+        c = self._classes
+        self._by_place = np.zeros((len(THICKNESS_EDGES), len(DISTANCE_EDGES), c, c), np.int64)
+        self._by_scribble = np.zeros((len(DISTANCE_EDGES), c, c), np.int64)
+        self._extremes: list[tuple] = []  # (mIoU, record, prediction)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """As :meth:`SemSegEvaluator.process`, which is to come first: it checks the labels."""
+        for x, output in zip(inputs, outputs, strict=True):
+            prediction = class_map(output["sem_seg"]).cpu().numpy()
+            label = read_ground_truth(
+                x["sem_seg_file_name"], x["file_name"], prediction.shape, self._metadata.ignore_label
+            )
+            thickness, distance = _places(label)
+            counts = self._count(thickness * np.uint8(len(DISTANCE_EDGES)) + distance, prediction, label)
+            self._by_place += counts[: self._by_place.shape[0] * self._by_place.shape[1]].reshape(self._by_place.shape)
+            if "scribble_file_name" in x:
+                drawn = read_label(x["scribble_file_name"]) != IGNORED
+                if drawn.shape != label.shape:
+                    raise BLPSegError(f"{x['scribble_file_name']}: scribble and {x['file_name']} differ in size")
+                if drawn.any():
+                    away = cv2.distanceTransform((~drawn).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+                    self._by_scribble += self._count(_distance_bins(away), prediction, label)[: len(DISTANCE_EDGES)]
+            score = mean_iou(counts.sum(axis=0))
+            if np.isfinite(score):
+                record = {key: x[key] for key in ("file_name", "sem_seg_file_name", "scribble_file_name") if key in x}
+                self._extremes = self._select([*self._extremes, (score, record, prediction)])
+
+    def _count(self, bins: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """(places, C, C) pixels, [bin, prediction, label], ignored ones left out; 49 places or fewer."""
+        c, places = self._classes, self._by_place.shape[0] * self._by_place.shape[1]
+        labelled = label != IGNORED
+        index = (bins[labelled].astype(np.int64) * c + prediction[labelled]) * c + label[labelled]
+        return np.bincount(index, minlength=places * c * c).reshape(places, c, c)
+
+    def _select(self, candidates: list[tuple]) -> list[tuple]:
+        """The best and the worst, in ascending order."""
+        ordered = sorted(candidates, key=lambda item: (item[0], item[1]["file_name"]))
+        if len(ordered) <= 2 * self._panels:
+            return ordered
+        return ordered[: self._panels] + ordered[len(ordered) - self._panels :]
+
+    def evaluate(self) -> dict | None:
+        """``{"report": {"rare_region_mIoU", "common_region_mIoU"}}`` in percent; None but on the main process."""
+        gathered = comm.gather((self._by_place, self._by_scribble, self._extremes))
+        if not comm.is_main_process():
+            return None
+        by_place, by_scribble = (sum(part) for part in list(zip(*gathered, strict=True))[:2])
+        extremes = self._select(list(itertools.chain(*(part[2] for part in gathered))))
+
+        rate, source = self._annotation_rate()
+        flat = by_place.reshape(-1, self._classes, self._classes)
+        rare = rare_confusion(flat, rate.ravel())
+        summary = {
+            "rare_region_mIoU": mean_iou(rare),
+            "common_region_mIoU": mean_iou(flat.sum(axis=0) - rare),
+        }
+        groups = [
+            ("distance to boundary", DISTANCE_EDGES, by_place.sum(axis=0)),
+            ("local thickness", THICKNESS_EDGES, by_place.sum(axis=1)),
+        ]
+        if by_scribble.any():
+            groups.insert(0, ("distance to scribble", DISTANCE_EDGES, by_scribble))
+        self._write_csv("regions.csv", self._region_rows(groups))
+        self._write_csv("places.csv", self._place_rows(by_place, rate))
+        self._write_figure("regions.png", _draw_regions(groups, summary, self._dataset_name))
+        confusion = flat.sum(axis=0).T
+        names = list(self._metadata.stuff_classes)
+        rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+        self._write_csv("confusion.csv", [["label \\ prediction", *names], *rows])
+        self._write_figure("confusion.png", _draw_confusion(confusion, names, self._dataset_name))
+        self._draw_extremes(extremes)
+        content = {**summary, "annotation_probability_from": source}
+        write_bytes_atomic(
+            os.path.join(self._folder, "summary.json"), (json.dumps(_no_nan(content), indent=2) + "\n").encode()
+        )
+        return {"report": summary}
+
+    def _annotation_rate(self) -> tuple[np.ndarray, str]:
+        """(thickness bins, distance bins) probabilities or ranks, and where they come from."""
+        pairs = []
+        for name in self._training_names:
+            ignore = MetadataCatalog.get(name).ignore_label
+            pairs += [
+                (r["scribble_file_name"], r["sem_seg_file_name"], r["file_name"], ignore)
+                for r in load_records(name, optional=("scribbles", "masks"))
+                if "scribble_file_name" in r and "sem_seg_file_name" in r
+            ]
+        if not pairs:
+            rank = np.outer(np.arange(1, len(THICKNESS_EDGES) + 1), np.arange(1, len(DISTANCE_EDGES) + 1))
+            return rank.astype(float), "rank of thickness x boundary distance (no training image has scribble and mask)"
+        step = max(1, -(-len(pairs) // ANNOTATION_IMAGES))
+        chosen = pairs[::step]
+        rate = annotation_rate(_read_pair(*files) for files in chosen)
+        return rate, f"scribbles and masks of {len(chosen)} training images ({', '.join(self._training_names)})"
+
+    def _region_rows(self, groups) -> list[list]:
+        rows = [["group", "from_px", "to_px", "pixels", "share", "mIoU", "pACC", *self._metadata.stuff_classes]]
+        for title, edges, confusion in groups:
+            total = confusion.sum()
+            for low, high, part in zip(edges, [*edges[1:], ""], confusion, strict=True):
+                pixels = int(part.sum())
+                hits, union = part.diagonal(), part.sum(axis=0) + part.sum(axis=1) - part.diagonal()
+                there = part.sum(axis=0) > 0
+                iou = [f"{100 * h / u:.3f}" if t else "" for h, u, t in zip(hits, union, there, strict=True)]
+                scores = [f"{mean_iou(part):.3f}", f"{100 * hits.sum() / pixels:.3f}"] if pixels else ["", ""]
+                rows.append([title, low, high, pixels, f"{pixels / max(total, 1):.5f}", *scores, *iou])
+        return rows
+
+    @staticmethod
+    def _place_rows(by_place: np.ndarray, rate: np.ndarray) -> list[list]:
+        rows = [["thickness_from_px", "distance_from_px", "annotation_probability_or_rank", "pixels", "mIoU"]]
+        for (i, thickness), (j, distance) in itertools.product(enumerate(THICKNESS_EDGES), enumerate(DISTANCE_EDGES)):
+            part = by_place[i, j]
+            score = f"{mean_iou(part):.3f}" if part.any() else ""
+            rows.append([thickness, distance, f"{rate[i, j]:.6f}", int(part.sum()), score])
+        return rows
+
+    def _draw_extremes(self, extremes: list[tuple]) -> None:
+        count = min(self._panels, len(extremes))
+        for kind, chosen in (("worst", extremes[:count]), ("best", extremes[::-1][:count])):
+            for place, (score, record, prediction) in enumerate(chosen, start=1):
+                image = read_image(record["file_name"])
+                truth = read_ground_truth(
+                    record["sem_seg_file_name"], record["file_name"], prediction.shape, self._metadata.ignore_label
+                )
+                scribble = read_label(record["scribble_file_name"]) if "scribble_file_name" in record else None
+                picture = result_panels(image, self._metadata, scribble=scribble, prediction=prediction, truth=truth)
+                name = f"{kind}_{place:02d}_{PurePath(record['file_name']).stem}_mIoU{score:.1f}.png"
+                write_png_atomic(os.path.join(self._folder, name), picture)
+
+    def _write_csv(self, name: str, rows: list[list]) -> None:
+        text = io.StringIO()
+        csv.writer(text).writerows(rows)
+        write_bytes_atomic(os.path.join(self._folder, name), text.getvalue().encode())
+
+    def _write_figure(self, name: str, figure: Figure) -> None:
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(buffer)
+        write_bytes_atomic(os.path.join(self._folder, name), buffer.getvalue())
+
+
+def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int) -> tuple[np.ndarray, np.ndarray]:
+    scribble = read_label(scribble_file)
+    return scribble, read_ground_truth(mask_file, image_file, scribble.shape, ignore)
+
+
+def _no_nan(values: dict) -> dict:
+    return {key: None if value != value else value for key, value in values.items()}
+
+
+def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:
+    figure = Figure(figsize=(5 * len(groups), 4), dpi=100, layout="constrained")
+    for axes, (name, edges, confusion) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        labels = [f"{a}-{b}" for a, b in zip(edges, edges[1:], strict=False)] + [f">{edges[-1]}"]
+        share = confusion.sum(axis=(1, 2)) / max(confusion.sum(), 1)
+        axes.bar(labels, 100 * share, color="#c9d4e3", label="share of the pixels")
+        axes.plot(labels, [mean_iou(part) for part in confusion], "o-", color="#b3262a", label="mIoU")
+        axes.set(ylim=(0, 100), xlabel=f"{name}, pixels", ylabel="percent")
+        axes.legend(loc="upper left")
+    figure.suptitle(
+        f"{title}: mIoU {summary['rare_region_mIoU']:.2f} where annotations are rarest (a quarter of the pixels), "
+        f"{summary['common_region_mIoU']:.2f} elsewhere"
+    )
+    return figure
+
+
+def _draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """(C, C), [label, prediction] -> a picture of it in percent of each label."""
+    count = len(names)
+    share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = max(4.0, 0.4 * count + 2.5)
+    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(share, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=100)
+    axes.set_xticks(range(count), names, rotation=90)
+    axes.set_yticks(range(count), names)
+    axes.set(xlabel="prediction", ylabel="label", title=f"{title}: percent of each label")
+    if count <= NUMBERS_UP_TO:
+        for i, j in itertools.product(range(count), range(count)):
+            if share[i, j] >= 0.5:
+                color = "white" if share[i, j] > 60 else "black"
+                axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(picture, shrink=0.8)
+    return figure

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Segment images, a video or a camera with a trained model and write overlays with a legend."""
+
+import argparse
+
+from blpseg.errors import BLPSegError, add_debug_flag, run_command
+
+EXAMPLES = """
+examples:
+  on the checkpoint that `make demo` leaves:
+    tools/demo.py --config-file configs/Synthetic-Scribble/blpseg_tiny.yaml --output output/pictures --panels \\
+        --input 'datasets/synthetic/images/val/*.png' --opts MODEL.WEIGHTS output/synthetic_blpseg_tiny/model_final.pth
+  a video, with a class-index PNG of every frame:
+    tools/demo.py --config-file C --video-input street.mp4 --output output/street --raw --opts MODEL.WEIGHTS model.pth
+
+TEST.AUG.ENABLED of the config decides whether an image is seen at several scales; --opts TEST.AUG.ENABLED False is
+several times faster. exit status: 0 done; 1 if any input failed (one line each; the others go on).
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of the trained model")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders of them, or quoted patterns")
+    source.add_argument("--video-input", metavar="FILE", help="a video file")
+    source.add_argument(
+        "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera N (default 0); q or Ctrl-C ends it"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--raw", action="store_true", help="also write class numbers as indexed PNG (NAME_raw...)")
+    parser.add_argument(
+        "--panels",
+        action="store_true",
+        help="also write image, annotation probability and prediction side by side (NAME_panels.png; images only)",
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change; comes last"
+    )
+    return add_debug_flag(parser).parse_args()
+
+
+def main() -> int:
+    args = parse_arguments()
+    if args.panels and args.input is None:
+        raise BLPSegError("--panels draws images; leave it out for a video or a camera")
+
+    from blpseg import get_cfg
+    from blpseg.evaluation.demo import Demo, find_images
+
+    files = find_images(args.input) if args.input else []
+    demo = Demo(get_cfg(args.config_file, args.opts), args.output, raw=args.raw, panels=args.panels)
+    if args.input:
+        failed = demo.run_images(files)
+        print(f"{len(files) - failed} of {len(files)} images written to {args.output}")
+        return 1 if failed else 0
+    if args.video_input:
+        print(f"written: {demo.run_video(args.video_input)}")
+    else:
+        print(f"written: {demo.run_video(args.webcam, preview=_show)}")
+    return 0
+
+
+def _show(frame) -> bool:
+    """Show a frame where there is a screen; True when q was pressed."""
+    import cv2
+
+    try:
+        cv2.imshow("BLPSeg", frame)
+        return cv2.waitKey(1) & 0xFF == ord("q")
+    except cv2.error:  # an OpenCV without windows, or no screen
+        return False
+
+
+if __name__ == "__main__":
+    run_command(main)
