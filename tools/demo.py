@@ -9,7 +9,7 @@ EXAMPLES = """
 examples:
   on the checkpoint that `make demo` leaves:
     tools/demo.py --config-file configs/Synthetic-Scribble/blpseg_tiny.yaml --output output/pictures --panels \\
-        --input 'datasets/synthetic/images/val/*.png' --opts MODEL.WEIGHTS output/synthetic_blpseg_tiny/model_final.pth
+        --input 'datasets/synthetic/images/val/*.png' --opts MODEL.WEIGHTS output/demo/model/model_final.pth
   a video, with a class-index PNG of every frame:
     tools/demo.py --config-file C --video-input street.mp4 --output output/street --raw --opts MODEL.WEIGHTS model.pth
 
@@ -25,11 +25,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of the trained model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders of them, or quoted patterns")
+    source.add_argument("--dataset", nargs="+", metavar="NAME", help="images of data sets; panels show their labels")
     source.add_argument("--video-input", metavar="FILE", help="a video file")
     source.add_argument(
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera N (default 0); q or Ctrl-C ends it"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each data set or of --input")
     parser.add_argument("--raw", action="store_true", help="also write class numbers as indexed PNG (NAME_raw...)")
     parser.add_argument(
         "--panels",
@@ -44,17 +46,23 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    if args.panels and args.input is None:
-        raise BLPSegError("--panels draws images; leave it out for a video or a camera")
+    images_wanted = bool(args.input or args.dataset)
+    if not images_wanted and (args.panels or args.limit is not None):
+        raise BLPSegError("--panels and --limit are for images; leave them out for a video or a camera")
+    if args.limit is not None and args.limit < 1:
+        raise BLPSegError(f"--limit {args.limit}: must be at least 1")
 
     from blpseg import get_cfg
-    from blpseg.evaluation.demo import Demo, find_images
+    from blpseg.evaluation.demo import Demo, dataset_images, find_images
 
-    files = find_images(args.input) if args.input else []
-    demo = Demo(get_cfg(args.config_file, args.opts), args.output, raw=args.raw, panels=args.panels)
-    if args.input:
-        failed = demo.run_images(files)
-        print(f"{len(files) - failed} of {len(files)} images written to {args.output}")
+    cfg = get_cfg(args.config_file, args.opts)
+    images = [{"file_name": file} for file in find_images(args.input or [])[: args.limit]]
+    for name in args.dataset or []:
+        images += dataset_images(name)[: args.limit]
+    demo = Demo(cfg, args.output, raw=args.raw, panels=args.panels)
+    if images_wanted:
+        failed = demo.run_images(images)
+        print(f"{len(images) - failed} of {len(images)} images written to {args.output}")
         return 1 if failed else 0
     if args.video_input:
         print(f"written: {demo.run_video(args.video_input)}")

@@ -14,12 +14,14 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
-from ..data.io import IMAGE_EXTENSIONS, read_image, write_png_atomic
+from ..data.datasets import load_records
+from ..data.io import IMAGE_EXTENSIONS, read_image, read_label, write_png_atomic
 from ..errors import BLPSegError, describe
 from ..visualization import draw_regions, legend, overlay, result_panels
 from .predictor import Predictor
+from .sem_seg import read_ground_truth
 
-__all__ = ["Demo", "find_images", "test_metadata"]
+__all__ = ["Demo", "dataset_images", "find_images", "test_metadata"]
 
 UNKNOWN_RATE = 25.0  # frames a second of a stream that does not tell
 
@@ -65,6 +67,14 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(files))
 
 
+def dataset_images(name: str) -> list[dict]:
+    """The records of a data set, for :meth:`Demo.run_images`; pictures are named ``<data set>_<image>``."""
+    return [
+        {**record, "name": f"{name}_{Path(record['file_name']).stem}"}
+        for record in load_records(name, optional=("scribbles", "masks"))
+    ]
+
+
 class Demo:
     """Runs a :class:`Predictor` over files and writes pictures into a folder."""
 
@@ -83,43 +93,61 @@ class Demo:
         self.raw = raw
         self.panels = panels
 
-    def run_images(self, files: Sequence[str]) -> int:
-        """Write ``NAME.png``, and on request ``NAME_raw.png`` and ``NAME_panels.png``, for each file.
+    def run_images(self, records: Sequence[dict]) -> int:
+        """Write ``NAME.png``, and on request ``NAME_raw.png`` and ``NAME_panels.png``, for each image.
 
-        Of files with one name in several folders the second becomes ``NAME_2``. A file that fails is told in one line
-        on stderr, and the others go on.
+        Of images with one name the second becomes ``NAME_2``. An image that fails is told in one line on stderr, and
+        the others go on.
+
+        Args:
+            records: dicts with ``file_name`` and optionally ``name`` (else the file's), ``scribble_file_name`` and
+                ``sem_seg_file_name``, which the panels then show.
 
         Returns:
             how many failed.
         """
-        inputs = {os.path.realpath(file) for file in files}
+        inputs = {os.path.realpath(record["file_name"]) for record in records}
         failed = 0
         taken: set[str] = set()
-        for file in tqdm(files, unit="image", file=sys.stderr):
-            name = _unused(Path(file).stem, taken)
+        for record in tqdm(records, unit="image", file=sys.stderr):
+            name = _unused(record.get("name") or Path(record["file_name"]).stem, taken)
             try:
-                self._run_image(file, name, inputs)
+                self._run_image(record, name, inputs)
             except (BLPSegError, OSError) as error:
                 failed += 1
                 tqdm.write(f"error: {describe(error)}", file=sys.stderr)
         return failed
 
-    def _run_image(self, file: str, name: str, inputs: set[str]) -> None:
-        image = read_image(file)  # RGB
+    def _run_image(self, record: dict, name: str, inputs: set[str]) -> None:
+        image = read_image(record["file_name"])  # RGB
         result = self.predictor(image[..., ::-1], annotation=self.panels)
         classes = result["sem_seg"]
         pictures = {"": (self._with_legend(draw_regions(image, classes, self.metadata), classes), None)}
         if self.raw:
             pictures["_raw"] = (classes, self.metadata.stuff_colors)
         if self.panels:
-            annotated = 1 - result["annotation_prob"][-1]
-            panels = result_panels(image, self.metadata, annotation_probability=annotated, prediction=classes)
-            pictures["_panels"] = (panels, None)
+            pictures["_panels"] = (self._draw_panels(record, image, result), None)
         for suffix, (picture, palette) in pictures.items():
             path = os.path.join(self.output_dir, f"{name}{suffix}.png")
             if os.path.realpath(path) in inputs:
                 raise BLPSegError(f"{path}: is an input and would be overwritten; choose another --output")
             write_png_atomic(path, picture, palette=palette)
+
+    def _draw_panels(self, record: dict, image: np.ndarray, result: dict[str, np.ndarray]) -> np.ndarray:
+        scribble = truth = None
+        if "scribble_file_name" in record:
+            scribble = read_label(record["scribble_file_name"])
+        if "sem_seg_file_name" in record:
+            ignore = self.metadata.ignore_label
+            truth = read_ground_truth(record["sem_seg_file_name"], record["file_name"], image.shape[:2], ignore)
+        return result_panels(
+            image,
+            self.metadata,
+            scribble=scribble,
+            annotation_probability=1 - result["annotation_prob"][-1],
+            prediction=result["sem_seg"],
+            truth=truth,
+        )
 
     def _with_legend(self, picture: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
         present = None if classes is None else np.unique(classes).tolist()

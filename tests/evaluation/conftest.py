@@ -1,6 +1,5 @@
 """A small generated data set in the catalogs."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ from PIL import Image
 
 import blpseg
 
-sys.path.insert(0, str(Path(__file__).parent))
-from evaluation_toys import CLASSES, COLORS, IGNORE, make_image, make_mask  # noqa: E402
+from .toys import CLASSES, COLORS, IGNORE, make_image, make_mask
 
 
 @pytest.fixture

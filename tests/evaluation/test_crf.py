@@ -5,11 +5,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import ColorModel, load_inputs, make_image, make_mask
 from PIL import Image
 
 from blpseg.errors import BLPSegError
 from blpseg.evaluation import evaluate
+
+from .toys import ColorModel, load_inputs, make_image, make_mask
 
 crf = pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
 

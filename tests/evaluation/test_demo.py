@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from evaluation_toys import make_image
 from PIL import Image
 
 from blpseg import Predictor, get_cfg
 from blpseg.errors import BLPSegError
-from blpseg.evaluation.demo import Demo, find_images
+from blpseg.evaluation.demo import Demo, dataset_images, find_images
+
+from .toys import make_image
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/Synthetic-Scribble/blpseg_tiny.yaml")
@@ -96,7 +97,21 @@ def test_video_keeps_rate_and_length(cfg, tmp_path):
     image = tmp_path / "out" / "photo.png"
     Image.fromarray(make_image(0, 40, 40)).save(image)
     before = image.read_bytes()
-    assert demo.run_images([str(image)]) == 1 and image.read_bytes() == before
+    assert demo.run_images([{"file_name": str(image)}]) == 1 and image.read_bytes() == before
+
+
+def test_panels_of_a_data_set_show_its_labels(cfg, dataset, tmp_path):
+    dataset(2, scribbles=True)
+    other = cfg.clone()
+    other.DATASETS.TEST = ("synthetic_val",)
+    images = dataset_images("toy_val")
+    demo = Demo(other, str(tmp_path / "out"), panels=True)
+    assert demo.run_images(images[:1]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["toy_val_img0.png", "toy_val_img0_panels.png"]
+    with_labels = np.array(Image.open(tmp_path / "out/toy_val_img0_panels.png")).shape[1]
+    demo.run_images([{"file_name": images[0]["file_name"]}])
+    without = np.array(Image.open(tmp_path / "out/img0_panels.png")).shape[1]
+    assert with_labels > 1.5 * without  # five pictures beside each other, not three
 
 
 def test_inputs(tmp_path):

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluation_toys import ColorModel, make_image
 
 from blpseg.errors import BLPSegError
 from blpseg.evaluation.inference import Inference, class_map, tile_windows
+
+from .toys import ColorModel, make_image
 
 MEAN, STD = 120.0, 60.0  # those of ColorModel
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
-from evaluation_toys import make_image
 from PIL import Image
 
 import blpseg
 from blpseg import Predictor, get_cfg
 from blpseg.errors import BLPSegError
+
+from .toys import make_image
 
 CONFIG = str(Path(__file__).parents[2] / "configs/Base-BLPSeg-R18.yaml")
 NARROW = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import CLASSES, IGNORE, ColorModel, load_inputs, make_mask
 from PIL import Image
 
 from blpseg.evaluation import evaluate
@@ -21,6 +20,8 @@ from blpseg.evaluation.report import (
     mean_iou,
     rare_confusion,
 )
+
+from .toys import CLASSES, IGNORE, ColorModel, load_inputs, make_mask
 
 
 def places_by_loop(mask):

@@ -10,12 +10,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
-from evaluation_toys import CLASSES, COLORS, IGNORE, ColorModel, load_inputs
 from PIL import Image
 
 from blpseg.errors import BLPSegError
 from blpseg.evaluation import SemSegEvaluator, VolumeEvaluator, build_evaluator, evaluate
 from blpseg.evaluation.sem_seg import prediction_folder
+
+from .toys import CLASSES, COLORS, IGNORE, ColorModel, load_inputs
 
 
 def scores_by_loop(pairs, classes):

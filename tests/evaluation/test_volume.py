@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import CLASSES, IGNORE
 from PIL import Image
 
 from blpseg.errors import BLPSegError
 from blpseg.evaluation import VolumeEvaluator, build_evaluator
+
+from .toys import CLASSES, IGNORE
 
 
 def dice_by_loop(a, b, c):
