@@ -120,18 +120,19 @@ class TrainingAugmentation:
         crop_height, crop_width = self.crop_size or (height, width)
         source_y, target_y = _place(height, crop_height, u_top)
         source_x, target_x = _place(width, crop_width, u_left)
-        planes = np.stack(cv2.split(image[source_y, source_x]))
+        planes = cv2.split(image[source_y, source_x])
         if any(self.color_jitter.values()):
-            planes = self._jitter(planes, u_jitter)
+            planes = self._jitter(np.stack(planes), u_jitter)
 
-        image_out = np.empty((3, crop_height, crop_width), np.float32)
         label_out = np.full((crop_height, crop_width), PADDING_LABEL, np.uint8)
         label_out[target_y, target_x] = label[source_y, source_x]
-        if angle or planes.shape[1:] != label_out.shape:
-            image_out[:] = self.pixel_mean[:, None, None]
-            np.copyto(image_out[:, target_y, target_x], planes, where=label_out[target_y, target_x] != PADDING_LABEL)
-        else:
-            image_out[:] = planes
+        image_out = np.empty((3, crop_height, crop_width), np.float32)
+        for channel, plane, mean in zip(image_out, planes, self.pixel_mean, strict=True):
+            if plane.shape != channel.shape:
+                channel[:] = mean
+            channel[target_y, target_x] = plane
+            if angle:
+                channel[label_out == PADDING_LABEL] = mean
         return image_out, label_out
 
     def _jitter(self, planes: np.ndarray, draws: Sequence[float]) -> np.ndarray:

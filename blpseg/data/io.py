@@ -18,6 +18,7 @@ __all__ = ["IMAGE_EXTENSIONS", "image_size", "read_image", "read_label", "write_
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
+_PNG_LEVEL = 3
 _ORIENTATION = 0x0112  # EXIF tag
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
 _TRANSPOSE = {
@@ -79,6 +80,10 @@ def read_label(path: str) -> np.ndarray:
             255, or fewer than 8 bits of grey, where readers do not agree on the value.
     """
     data = _read_bytes(path)
+    if _is_plain_grey_png(data):
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # twice as fast as PIL
+        if array is not None and array.ndim == 2:
+            return array
     try:
         with Image.open(io.BytesIO(data)) as image:
             return _label_array(path, image)
@@ -161,7 +166,9 @@ def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = 
         image.save(buffer, "PNG")
         data = buffer.getvalue()
     else:
-        data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1])[1].tobytes()
+        # With the level left to OpenCV 5, labels take twice as long to read.
+        level = [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
+        data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1], level)[1].tobytes()
     write_bytes_atomic(path, data)
 
 
@@ -187,13 +194,20 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
 
 
 def _read_bytes(path: str) -> bytes:
+    # Asking PathManager costs as much as reading a label; it does nothing more for a plain path.
+    opener = PathManager.open if "://" in path else open
     try:
-        with PathManager.open(path, "rb") as file:
+        with opener(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         raise BLPSegError(f"{path}: no such file") from error
     except OSError as error:
         raise BLPSegError(f"{path}: cannot be read ({describe(error)})") from error
+
+
+def _is_plain_grey_png(data: bytes) -> bool:
+    """8-bit grey (IHDR's depth 8, colour type 0) without an EXIF chunk."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] == b"\x08\x00" and b"eXIf" not in data
 
 
 def _is_cut_jpeg(data: bytes) -> bool:

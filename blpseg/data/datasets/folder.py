@@ -83,7 +83,7 @@ def _classes(folder: CfgNode, root: str) -> tuple[list[str], list]:
 
 
 def _read_classes_file(path: str) -> tuple[list, list | None]:
-    """Names and colours from `classes: [...]`, `colors: [[r, g, b], ...]`, or from a vocabulary file of the converters."""
+    """Names and colours: `classes: [...]` with `colors: [[r, g, b], ...]`, or a vocabulary file of the converters."""
     if not PathManager.isfile(path):
         raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
     try:
