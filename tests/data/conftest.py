@@ -1,0 +1,52 @@
+"""Small made data sets."""
+
+import cv2
+import numpy as np
+import pytest
+
+from blpseg import get_cfg
+
+CLASSES = ["background", "apple", "pear"]
+
+
+@pytest.fixture
+def made_folder(tmp_path):
+    """Six training and three validation images of three classes: smooth colours, strokes of three rows, full masks."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "made"
+    for split, count in (("train", 6), ("val", 3)):
+        for part in ("images", "masks", "scribbles"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(count):
+            height, width = 40 + 2 * i, 52 - i
+            image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (0, 0), 2)
+            mask = np.zeros((height, width), np.uint8)
+            mask[8:20, 6:30], mask[24:36, 10:40] = 1, 2
+            scribble = np.full((height, width), 255, np.uint8)
+            scribble[2, 3:40], scribble[12:15, 8:24], scribble[28:31, 14:35] = 0, 1, 2
+            name = f"{split}{i}"
+            cv2.imwrite(str(root / f"images/{split}/{name}.jpg"), image)
+            cv2.imwrite(str(root / f"masks/{split}/{name}.png"), mask)
+            if split == "train":
+                cv2.imwrite(str(root / f"scribbles/{split}/{name}.png"), scribble)
+    return root
+
+
+@pytest.fixture
+def made_cfg(made_folder):
+    """Config keys -> a config of the made folder, registered as ``made``."""
+
+    def build(*opts):
+        return get_cfg(
+            "",
+            [
+                *("DATASETS.FOLDER.NAME", "made", "DATASETS.FOLDER.ROOT", str(made_folder)),
+                *("DATASETS.FOLDER.CLASSES", CLASSES, "DATASETS.FOLDER.TRAIN_MASKS", "masks/train"),
+                *("DATASETS.TRAIN", ("made_train",), "DATASETS.TEST", ("made_val",)),
+                *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASSES), "INPUT.CROP.SIZE", [32, 36]),
+                *("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 5),
+                *opts,
+            ],
+        )
+
+    return build
