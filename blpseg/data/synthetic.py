@@ -28,9 +28,11 @@ METADATA = "metadata.json"
 _GENERATOR = "blpseg make_synthetic 1"  # count up when the same settings give other pictures
 _SPLITS = ("train", "val")
 
-_OWN_HUE = 0.55  # share of objects in the hue of their kind; the others have any
-_OWN_TEXTURE = 0.75  # share of objects with the texture of their kind
+_OWN_HUE = 0.7  # share of objects in the hue of their kind; the others have any
+_OWN_TEXTURE = 0.85  # share of objects with the texture of their kind
 _HUE_SPREAD = 0.07  # of a circle
+# (least, largest) saturation, and difference in value between a texture's shades; the ranges overlap.
+_GROUND, _OBJECT = ((0.05, 0.55), (0.08, 0.22)), ((0.3, 0.9), (0.18, 0.4))
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,13 +47,13 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     """
     mask = np.zeros((height, width), np.uint8)
     ground = rng.choice(list(_TEXTURES), size=2, replace=False)
-    image = _paint(rng, height, width, ground[0], rng.random())
+    image = _paint(rng, height, width, ground[0], rng.random(), *_GROUND)
     if rng.random() < 0.5:  # a second ground, behind a wavy horizon
         horizon = height * rng.uniform(0.25, 0.75) + height * 0.06 * np.sin(
             np.arange(width) * rng.uniform(2, 9) / width + rng.uniform(0, 6)
         )
         below = np.arange(height)[:, None] > horizon
-        image = np.where(below[..., None], _paint(rng, height, width, ground[1], rng.random()), image)
+        image = np.where(below[..., None], _paint(rng, height, width, ground[1], rng.random(), *_GROUND), image)
 
     textures = list(_TEXTURES)
     for _ in range(rng.integers(2, 6)):
@@ -60,7 +62,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
         own = (kind - 1) / (len(CLASSES) - 1)
         hue = rng.normal(own, _HUE_SPREAD) if rng.random() < _OWN_HUE else rng.random()
         texture = textures[kind - 1] if rng.random() < _OWN_TEXTURE else rng.choice(textures)
-        paint = _paint(rng, height, width, texture, hue)
+        paint = _paint(rng, height, width, texture, hue, *_OBJECT)
         soft = cv2.GaussianBlur(shape.astype(np.float32), (3, 3), 0.6)[..., None]
         image = image + soft * (paint - image)
         mask[shape > 0] = kind
@@ -71,14 +73,14 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8), mask
 
 
-def _paint(rng: np.random.Generator, height: int, width: int, texture: str, hue: float) -> np.ndarray:
+def _paint(rng: np.random.Generator, height: int, width: int, texture: str, hue: float, saturation, contrast):
     """(H, W, 3) in 0..1: a texture between two shades of a hue."""
     pattern = _TEXTURES[texture](rng, height, width)[..., None]
     value = rng.uniform(0.25, 0.6)
     shades = np.array(
         [
-            [(hue + rng.normal(0, 0.02)) % 1, rng.uniform(0.2, 0.8), value],
-            [(hue + rng.normal(0, 0.02)) % 1, rng.uniform(0.2, 0.8), value + rng.uniform(0.2, 0.4)],
+            [(hue + rng.normal(0, 0.02)) % 1, rng.uniform(*saturation), value],
+            [(hue + rng.normal(0, 0.02)) % 1, rng.uniform(*saturation), value + rng.uniform(*contrast)],
         ],
         np.float32,
     )
@@ -205,7 +207,7 @@ _SHAPES = {"disc": _disc, "star": _star, "cross": _cross, "ring": _ring, "comb":
 def _place(rng: np.random.Generator, parts: list, height: int, width: int) -> np.ndarray:
     """Draw a shape with random position, size, stretch and turn: (H, W) uint8 of 0 and 1."""
     canvas = np.zeros((height, width), np.uint8)
-    stretch = np.array([1.0, rng.uniform(0.75, 1.0)]) * min(height, width) * rng.uniform(0.16, 0.3)
+    stretch = np.array([1.0, rng.uniform(0.75, 1.0)]) * min(height, width) * rng.uniform(0.17, 0.32)
     centre = np.array([width, height]) * rng.uniform(0.12, 0.88, 2)
     angle = rng.uniform(0, 2 * np.pi)
     for points, filled in parts:

