@@ -12,7 +12,7 @@ A new way to compute it is one function (N, C, h, w), (N, D, h, w), sigma, windo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ def local_aggregation(
         impl: how to compute it.
 
             * ``"auto"``: exact; the fastest of the exact ways for size and device, in float64 where the
-              features are so long that float32 would not hold 1e-4.
+              features are so long, or of so unequal length, that float32 would not hold 1e-4.
             * ``"dense"``: the formula word for word, with its (h w) x (h w) tables; plain operations, so it
               can be traced and exported with dynamic h and w.
             * ``"tiled"``: exact; tiles of the tables, each used for both of its directions and recomputed for the
@@ -78,14 +78,18 @@ def local_aggregation(
 # Grids up to this many positions have tables too small for tiles to pay (docs/PERFORMANCE.md).
 DENSE_POSITIONS = 1024
 # A float32 dot product of squared norm g is off by about g * 2^-23; beyond this g that is more than 1e-4.
-FLOAT32_SQUARED_NORM = 2048.0
+FLOAT32_SQUARED_NORM = 1024.0
+# A position whose features are this many times the mean in squared length can take all weight everywhere. The gradient
+# of the features then all but vanishes, and what float32 loses in s_a - out_b shows, times the length.
+FLOAT32_SQUARED_NORM_RATIO = 16.0
 
 
 def _auto(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return _dense(logits, features, sigma, window)
     dtype = logits.dtype
-    if features.detach().square().sum(dim=1).amax() > FLOAT32_SQUARED_NORM:
+    squared_norm = features.detach().square().sum(dim=1)
+    if squared_norm.amax() > min(FLOAT32_SQUARED_NORM, FLOAT32_SQUARED_NORM_RATIO * float(squared_norm.mean())):
         logits, features = logits.double(), features.double()
     impl = _dense if logits.shape[-2] * logits.shape[-1] <= DENSE_POSITIONS else _tiled
     return impl(logits, features, sigma, window).to(dtype)
@@ -138,12 +142,13 @@ def _sdpa(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: fl
 # the table.
 
 BLOCK = 16  # side of a block in grid cells
-CHUNK_SCORES = 1 << 21  # scores worked on at a time: 8 MB in float32
+CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32, which stay in the cache
+CHUNK_SCORES_CUDA = 1 << 24
 SQRT_LOG2E = math.sqrt(math.log2(math.e))
-# Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-46 counts for nothing beside EPSILON.
+# Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-100 counts for nothing beside EPSILON.
 LOWEST_SCORE = -125.0
-LOWEST_DECAY = 2.0**-46
-# Share of a query's weights that the gradient may leave out.
+LOWEST_DECAY = 2.0**-100
+# Share of the greatest weight on other positions that the gradient of a query may leave out.
 NEGLIGIBLE = 1e-5
 
 
@@ -151,53 +156,69 @@ class _Grid:
     """A (height, width) grid cut into blocks of BLOCK x BLOCK positions, padded to whole blocks.
 
     Args:
-        height, width: of the grid.
+        like: (N, K, height, width), of the dtype and on the device of the tables.
         sigma: see :func:`local_aggregation`.
         radius: distance in grid cells beyond which positions are left out.
-        like: a tensor of the dtype and on the device of the tables.
     """
 
-    def __init__(self, height: int, width: int, sigma: float, radius: float, like: torch.Tensor):
-        self.height, self.width = height, width
-        self.rows, self.columns = -(-height // BLOCK), -(-width // BLOCK)
+    def __init__(self, like: torch.Tensor, sigma: float, radius: float):
+        self.height, self.width = like.shape[-2:]
+        self.rows, self.columns = -(-self.height // BLOCK), -(-self.width // BLOCK)
         self.sigma, self.radius = sigma, radius
         self.like = like.new_empty(0)
-        self.inside = self.split(like.new_ones(1, height, width))  # (blocks, BLOCK^2, 1), 0 in the padding
+        self.inside = self.split(torch.ones_like(like[:, :1]))  # 0 in the padding
+        scores = CHUNK_SCORES_CUDA if like.is_cuda else CHUNK_SCORES
+        self.chunk = max(1, scores // (len(like) * BLOCK**4))
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        """(K, height, width) -> (blocks, BLOCK^2, K), zero in the padding."""
+        """(N, K, height, width) -> (blocks, N, BLOCK^2, K), zero in the padding."""
         x = F.pad(x, (0, self.columns * BLOCK - self.width, 0, self.rows * BLOCK - self.height))
-        x = x.view(-1, self.rows, BLOCK, self.columns, BLOCK)
-        return x.permute(1, 3, 2, 4, 0).reshape(self.rows * self.columns, BLOCK * BLOCK, -1)
+        x = x.view(*x.shape[:2], self.rows, BLOCK, self.columns, BLOCK)
+        return x.permute(2, 4, 0, 3, 5, 1).reshape(self.rows * self.columns, len(x), BLOCK**2, -1)
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
-        """(blocks, BLOCK^2, K) -> (K, height, width), the inverse of :meth:`split`."""
-        x = x.view(self.rows, self.columns, BLOCK, BLOCK, -1).permute(4, 0, 2, 1, 3)
-        return x.reshape(-1, self.rows * BLOCK, self.columns * BLOCK)[:, : self.height, : self.width]
+        """(blocks, N, BLOCK^2, K) -> (N, K, height, width), the inverse of :meth:`split`."""
+        x = x.view(self.rows, self.columns, x.shape[1], BLOCK, BLOCK, -1).permute(2, 5, 0, 3, 1, 4)
+        return x.reshape(*x.shape[:2], self.rows * BLOCK, self.columns * BLOCK)[..., : self.height, : self.width]
 
-    def pairs(self) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-        """Every unordered pair of blocks within reach once, the nearest first.
-
-        Yields:
-            the offset (down, right) in blocks, (B, B) decay and, for chunks of the pairs at that offset, the (P,)
-            indices of the blocks. Within a chunk no block occurs twice on the same side.
-        """
-        device = self.like.device
-        index = torch.arange(self.rows * self.columns).view(self.rows, self.columns)
+    def offsets(self) -> list[tuple[int, int]]:
+        """Offsets (down, right) of pairs of blocks within reach, each pair of blocks at one of them; (0, 0) first."""
         offsets = [
             (down, right)
             for down in range(self.rows)
             for right in range(1 - self.columns if down else 0, self.columns)
             if self._gap(down) ** 2 + self._gap(right) ** 2 <= self.radius**2
         ]
-        for down, right in sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2):
-            first = index[: self.rows - down, max(0, -right) : self.columns - max(0, right)].flatten()
-            second = first + down * self.columns + right
-            yield down, right, first.to(device), second.to(device)
+        return sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2)
 
     @staticmethod
     def _gap(blocks: int) -> int:
         return max(0, abs(blocks) * BLOCK - BLOCK + 1)
+
+    def pairs(self, down: int, right: int, keep: torch.Tensor | None = None) -> list[tuple]:
+        """The pairs of blocks at an offset, in chunks.
+
+        Args:
+            keep: (blocks,) bool on the CPU, by the first block; only these pairs.
+
+        Returns:
+            pairs of indices of the first blocks and of the second: slices on a CPU, where they save copies,
+            tensors elsewhere, where they save launches. No block occurs twice on the same side of a chunk.
+        """
+        first = torch.arange(self.rows * self.columns).view(self.rows, self.columns)
+        first = first[: self.rows - down, max(0, -right) : self.columns - max(0, right)].flatten()
+        if keep is not None:
+            first = first[keep[first]]
+        shift = down * self.columns + right
+        if self.like.device.type != "cpu":
+            return [(i, i + shift) for i in first.to(self.like.device).split(self.chunk)]
+        chunks = []
+        for block in first.tolist():
+            if chunks and block == chunks[-1][1] and block - chunks[-1][0] < self.chunk:
+                chunks[-1][1] += 1
+            else:
+                chunks.append([block, block + 1])
+        return [(slice(start, stop), slice(start + shift, stop + shift)) for start, stop in chunks]
 
     def decay(self, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The distance term (BLOCK^2, BLOCK^2) of two blocks, and 1 within the radius, 0 beyond (None: all within)."""
@@ -217,82 +238,81 @@ def _exp2(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
     return torch.sub(scores, top[..., None]).clamp_(min=LOWEST_SCORE).exp2_()
 
 
-class _Aggregate(torch.autograd.Function):
-    """Tiled local aggregation of one image: (C, h, w), (D, h, w) -> (C, h, w)."""
+class _TiledAggregation(torch.autograd.Function):
+    """(N, C, h, w), (N, D, h, w) -> (N, C, h, w)."""
 
     @staticmethod
     def forward(ctx, logits, features, sigma, radius):
-        grid = _Grid(*logits.shape[-2:], sigma, radius, logits)
+        grid = _Grid(logits, sigma, radius)
         values = torch.cat([grid.split(logits), grid.inside], dim=-1)
         keys = grid.split(features * SQRT_LOG2E)
-        # Over all keys but the query itself, per query and in units of 2^top:
-        # sum of s A D (C numbers), of A D, and of A.
-        sums = values.new_zeros(*values.shape[:2], values.shape[2] + 1)
-        top = values.new_full(values.shape[:2], -math.inf)
-        own = None
-        shares = []
+        # Over all keys but the query itself, per query and in units of 2^top: sum of s A D (C numbers), of A D, of A.
+        sums = values.new_zeros(*values.shape[:3], values.shape[3] + 1)
+        top = values.new_full(values.shape[:3], -math.inf)
+        own = torch.empty_like(top)  # g_bb
+        # By offset and first block: the greatest share of its weights that a query of either block has in the tile.
+        shares = values.new_zeros(len(grid.offsets()), *keys.shape[:2])
 
-        def add(queries, others, scores, decay, within, diagonal):
+        def add(queries, others, scores, decay, within, diagonal=False):
             tile_top = scores.amax(dim=-1)
             weight = _exp2(scores, tile_top)
             if within is not None:
                 weight.mul_(within)
             if diagonal:
-                weight.diagonal(dim1=1, dim2=2).zero_()
+                weight.diagonal(dim1=-2, dim2=-1).zero_()
             total = weight @ grid.inside[others]
             part = torch.cat([weight.mul_(decay) @ values[others], total], dim=-1)
             new_top = torch.maximum(top[queries], tile_top)
             part *= torch.exp2(tile_top - new_top)[..., None]
             merged = sums[queries] * torch.exp2(top[queries] - new_top)[..., None] + part
             sums[queries], top[queries] = merged, new_top
-            # Not more than its final value, since sums only grow.
+            # Sums only grow, so the final share is no greater.
             so_far = merged[..., -2] + EPSILON * merged[..., -1] + torch.exp2(own[queries] - new_top)
             share = (part[..., -2] + EPSILON * part[..., -1]) / so_far
-            return (share * grid.inside[queries, :, 0]).amax(dim=-1)
+            return (share * grid.inside[queries][..., 0]).amax(dim=-1)
 
-        for down, right, first, second in grid.pairs():
-            decay, within = grid.decay(down, right)
-            for i, j in _chunks(first, second):
-                scores = keys[i] @ keys[j].transpose(1, 2)
-                if down == right == 0:
-                    if own is None:
-                        own = values.new_empty(values.shape[:2])
-                    own[i] = scores.diagonal(dim1=1, dim2=2)
-                    shares.append(add(i, j, scores, decay, within, True))
+        for offset, share in zip(grid.offsets(), shares, strict=True):
+            decay, within = grid.decay(*offset)
+            for i, j in grid.pairs(*offset):
+                scores = keys[i] @ keys[j].transpose(-2, -1)
+                if offset == (0, 0):
+                    own[i] = scores.diagonal(dim1=-2, dim2=-1)
+                    share[i] = add(i, j, scores, decay, within, diagonal=True)
                 else:
-                    share = add(i, j, scores, decay, within, False)
-                    back = add(
-                        j, i, scores.transpose(1, 2), decay.T, None if within is None else within.T, False
-                    )
-                    shares.append(torch.maximum(share, back))
+                    there = add(i, j, scores, decay, within)
+                    back = add(j, i, scores.transpose(-2, -1), decay.T, None if within is None else within.T)
+                    share[i] = torch.maximum(there, back)
 
         weight = torch.exp2(own - top)[..., None]
-        numerator, near, total = sums.split([values.shape[2] - 1, 1, 1], dim=-1)
-        denominator = near + weight + EPSILON * (total + weight)
         s = values[..., :-1]
+        numerator, near, total = sums.split([s.shape[-1], 1, 1], dim=-1)
+        denominator = near + weight + EPSILON * (total + weight)
         out = (numerator + weight * s) / denominator
-        # The query's own share of the gradient, free of the cancellation in s - out.
+        # s - out and more, of which the gradient's g_bb consists, without the cancellation.
         own_gap = (s * (near + EPSILON * total) - (1 + EPSILON) * numerator) / denominator
         norm = top + torch.log2(denominator[..., 0])
-        far = EPSILON * total / denominator
-        others = (near + EPSILON * total) / denominator
-        ctx.save_for_backward(logits, features, out, own_gap, norm, torch.cat(shares), far.amax(), others.amax())
+        # The share of A D and of the 1e-7 from other positions. The latter acts on the gradient by way of the output,
+        # whose scale is the sum of A D: the greatest weight that the gradient of any query sees.
+        near, far = grid.inside * near / denominator, grid.inside * EPSILON * total / denominator
+        greatest = (near + far * (near + weight / denominator)).amax(dim=(0, 2, 3))
+        shares, far = shares / greatest, far.amax(dim=(0, 2, 3)) / greatest
+        ctx.save_for_backward(logits, features, out, own_gap, norm, shares, far)
         ctx.sigma, ctx.radius = sigma, radius
         return grid.join(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        logits, features, out, own_gap, norm, shares, far, others = ctx.saved_tensors
-        grid = _Grid(*logits.shape[-2:], ctx.sigma, ctx.radius, logits)
+        logits, features, out, own_gap, norm, shares, far = ctx.saved_tensors
+        grid = _Grid(logits, ctx.sigma, ctx.radius)
         values = torch.cat([grid.split(logits), grid.inside], dim=-1)
         keys = grid.split(features * SQRT_LOG2E)
-        keep = (shares > NEGLIGIBLE / len(keys) * others).cpu()
-        epsilon = EPSILON if far > NEGLIGIBLE * others else 0.0
+        keep = (shares > NEGLIGIBLE / len(keys)).any(dim=-1).cpu()
+        keep[0] = True
+        epsilon = EPSILON if (far > NEGLIGIBLE).any() else 0.0
         grad = grid.split(grad)
         mean = (grad * out).sum(dim=-1, keepdim=True)
-        # times values: grad . (s_a - out_b)
-        slope = torch.cat([grad, -mean], dim=-1)
+        slope = torch.cat([grad, -mean], dim=-1)  # times values: grad . (s_a - out_b)
         grad_values = torch.zeros_like(grad)
         grad_keys = torch.zeros_like(keys)
 
@@ -300,59 +320,41 @@ class _Aggregate(torch.autograd.Function):
             weight = _exp2(scores, norm[queries])
             if within is not None:
                 weight.mul_(within)
-            score_grad = slope[queries] @ values[others].transpose(1, 2)
+            score_grad = slope[queries] @ values[others].transpose(-2, -1)
             if epsilon:
                 score_grad.mul_(decay).sub_(epsilon * mean[queries]).mul_(weight)
                 weight.mul_(decay)
             else:
                 score_grad.mul_(weight.mul_(decay))
-            grad_values[others] += weight.transpose(1, 2) @ grad[queries]
+            grad_values[others] += weight.transpose(-2, -1) @ grad[queries]
             return score_grad
 
-        done = 0
-        for down, right, first, second in grid.pairs():
-            kept = keep[done : done + len(first)]
-            done += len(first)
-            diagonal = down == right == 0
-            if not diagonal:
-                kept = kept.to(first.device)
-                first, second = first[kept], second[kept]
-            if not len(first):
+        for offset, kept in zip(grid.offsets(), keep, strict=True):
+            chunks = grid.pairs(*offset, kept)
+            if not chunks:
                 continue
-            decay, within = grid.decay(down, right)
-            for i, j in _chunks(first, second):
-                scores = keys[i] @ keys[j].transpose(1, 2)
+            decay, within = grid.decay(*offset)
+            for i, j in chunks:
+                scores = keys[i] @ keys[j].transpose(-2, -1)
                 score_grad = differentiate(i, j, scores, decay, within)
-                if diagonal:
-                    own = torch.exp2(scores.diagonal(dim1=1, dim2=2) - norm[i]) * (grad[i] * own_gap[i]).sum(dim=-1)
-                    score_grad.diagonal(dim1=1, dim2=2).copy_(own)
-                    grad_keys[i] += (score_grad + score_grad.transpose(1, 2)) @ keys[i]
+                if offset == (0, 0):
+                    own = torch.exp2(scores.diagonal(dim1=-2, dim2=-1) - norm[i]) * (grad[i] * own_gap[i]).sum(dim=-1)
+                    score_grad.diagonal(dim1=-2, dim2=-1).copy_(own)
+                    grad_keys[i] += (score_grad + score_grad.transpose(-2, -1)) @ keys[i]
                 else:
-                    back = differentiate(
-                        j, i, scores.transpose(1, 2), decay.T, None if within is None else within.T
-                    )
-                    score_grad += back.transpose(1, 2)
+                    transposed = scores.transpose(-2, -1), decay.T, None if within is None else within.T
+                    score_grad += differentiate(j, i, *transposed).transpose(-2, -1)
                     grad_keys[i] += score_grad @ keys[j]
-                    grad_keys[j] += score_grad.transpose(1, 2) @ keys[i]
+                    grad_keys[j] += score_grad.transpose(-2, -1) @ keys[i]
         return grid.join(grad_values), grid.join(grad_keys) / SQRT_LOG2E, None, None
 
 
-def _chunks(first: torch.Tensor, second: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, CHUNK_SCORES // BLOCK**4)
-    return zip(first.split(size), second.split(size), strict=True)
-
-
 def _tiled(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
-    return _per_image(logits, features, sigma, math.inf)
+    return _TiledAggregation.apply(logits, features, sigma, math.inf)
 
 
 def _window(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
-    return _per_image(logits, features, sigma, window * sigma)
-
-
-def _per_image(logits: torch.Tensor, features: torch.Tensor, sigma: float, radius: float) -> torch.Tensor:
-    images = zip(logits, features, strict=True)
-    return torch.stack([_Aggregate.apply(s, f, sigma, radius) for s, f in images])
+    return _TiledAggregation.apply(logits, features, sigma, window * sigma)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]] = {
