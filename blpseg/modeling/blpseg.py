@@ -79,6 +79,7 @@ class BLPSeg(nn.Module):
         self.lam_window = lam_window
         self.self_training_start = self_training_start
         self.self_training_threshold = self_training_threshold
+        self.normalization = (tuple(pixel_mean), tuple(pixel_std))
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -134,9 +135,15 @@ class BLPSeg(nn.Module):
         ]
 
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        images = [self._normalize(x["image"]).to(self.device) for x in batched_inputs]
         # Padding after normalisation is the mean colour, as in the crops of training.
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def _normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """In float64 and rounded once, as the published loader does it: a pseudo label near its threshold tells."""
+        wide = torch.float32 if image.device.type == "mps" else torch.float64  # what Metal does not have
+        mean, std = (torch.tensor(v, dtype=wide, device=image.device).view(-1, 1, 1) for v in self.normalization)
+        return ((image.to(wide) - mean) / std).float()
 
     def _segment(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, 3, H, W) normalised -> decoder output and aggregated logits, both at stride 4."""
