@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -40,8 +40,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
         output_dir: for files; None for ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
     Raises:
-        BLPSegError: an unknown evaluator type, or another number of classes than the config's.
+        BLPSegError: an unknown data set or evaluator type, or another number of classes than the config's.
     """
+    if dataset_name not in DatasetCatalog:
+        raise BLPSegError(f"data set {dataset_name!r} is not registered; see docs/DATA.md")
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type")
     if kind not in EVALUATORS:
@@ -87,8 +89,8 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     inference = Inference.from_config(cfg, model, classes_only=not cfg.TEST.CRF.ENABLED)
     results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
-        evaluator = build_evaluator(cfg, dataset_name)
-        dataset_results = inference_on_dataset(inference, build_test_loader(cfg, dataset_name), evaluator)
+        loader = build_test_loader(cfg, dataset_name)
+        dataset_results = inference_on_dataset(inference, loader, build_evaluator(cfg, dataset_name))
         if comm.is_main_process():
             results[dataset_name] = dataset_results
             print(results_table(dataset_name, dataset_results, inference.views), flush=True)

@@ -1,5 +1,6 @@
 """The Predictor on a tiny BLPSeg model with random weights."""
 
+import re
 import threading
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from blpseg.errors import BLPSegError
 
 from .toys import make_image
 
-CONFIG = str(Path(__file__).parents[2] / "configs/Base-BLPSeg-R18.yaml")
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/Base-BLPSeg-R18.yaml")
 NARROW = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16]
 
 
@@ -162,6 +164,25 @@ def test_unusable_configs_are_refused(cfg, tmp_path):
         other.MODEL.DEVICE = "cuda"
         with pytest.raises(BLPSegError, match="no CUDA device"):
             Predictor(other)
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    """The Python block with a Predictor, in a folder where its checkpoint and its image are."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    example = next((block for block in blocks if "Predictor(" in block), None)
+    if example is None:
+        pytest.skip("README.md has no Python block with a Predictor")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    config = get_cfg(re.search(r"configs/[\w./-]+\.yaml", example)[0], ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    for name in re.findall(r"[\w./-]+\.(?:pth|png|jpg)", example):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".pth":
+            torch.save({"model": build_model(config).state_dict()}, path)
+        else:
+            Image.fromarray(make_image(0, 40, 44)).save(path)
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102
 
 
 @pytest.mark.gpu

@@ -167,6 +167,8 @@ def test_unsound_data_sets_and_configs_are_refused(dataset, toy_cfg):
     MetadataCatalog.get("toy_val").__dict__["evaluator_type"] = "coco"
     with pytest.raises(BLPSegError, match="evaluator_type 'coco'"):
         build_evaluator(toy_cfg, "toy_val")
+    with pytest.raises(BLPSegError, match="'nowhere_val' is not registered"):
+        build_evaluator(toy_cfg, "nowhere_val")
     toy_cfg.DATASETS.TEST = ()
     with pytest.raises(BLPSegError, match="DATASETS.TEST"):
         evaluate(toy_cfg, ColorModel(4))
