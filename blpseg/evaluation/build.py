@@ -112,23 +112,27 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
             if dash:
                 by_class.setdefault(name, {})[metric] = value
             else:
-                overall.append((metric, value))
+                overall.append((metric, _number(value)))
     columns = list(dict.fromkeys(metric for row in by_class.values() for metric in row))
-    rows = [[name, *(row.get(metric, math.nan) for metric in columns)] for name, row in by_class.items()]
+    rows = [[name, *(_number(row.get(metric)) for metric in columns)] for name, row in by_class.items()]
     plural = "s" if views > 1 else ""
     return "\n".join(
         [
             f"{dataset_name}, {views} view{plural} of each image",
             tabulate(rows, headers=["class", *columns], floatfmt=".2f", missingval="-"),
             "",
-            tabulate(overall, floatfmt=".2f", tablefmt="plain"),
+            tabulate(overall, floatfmt=".2f", tablefmt="plain", missingval="-"),
             f"mIoU: {results['sem_seg']['mIoU']:.3f}",
         ]
     )
 
 
+def _number(value):
+    """None, which JSON and the tables can show, for a number that does not exist."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _finite(value):
-    """JSON has no NaN: null stands for a number that does not exist."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return _number(value)

@@ -101,45 +101,49 @@ def mean_iou(confusion: np.ndarray) -> float:
     return float(100 * (hits[there] / union[there]).mean()) if there.any() else float("nan")
 
 
-def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """How often a pixel is annotated, by thickness and boundary distance.
+def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> np.ndarray:
+    """How often a pixel is annotated, by thickness, boundary distance and class.
 
     Args:
-        pairs: (scribble, mask) of images, both (H, W) uint8 with 255 = nothing.
+        pairs: (scribble, mask) of images, both (H, W) uint8; scribbles with 255 = not annotated, masks
+            with 0..num_classes - 1 and 255 = ignored.
+        num_classes: C.
 
     Returns:
-        (thickness bins, distance bins) float64. Where there is but little to count it tends to the overall rate.
+        (thickness bins, distance bins, C) float64. Where there is but little to count it tends to the class's
+        overall rate.
     """
-    annotated = np.zeros((len(THICKNESS_EDGES), len(DISTANCE_EDGES)))
-    total = np.zeros_like(annotated)
+    shape = (len(THICKNESS_EDGES), len(DISTANCE_EDGES), num_classes)
+    annotated, total = np.zeros((2, *shape))
     for scribble, mask in pairs:
-        thickness, distance = _places(mask)
-        cell = thickness.astype(np.int64) * len(DISTANCE_EDGES) + distance
-        labelled = mask != IGNORED
-        total += np.bincount(cell[labelled], minlength=total.size).reshape(total.shape)
+        labelled = mask < num_classes
         drawn = labelled & (scribble != IGNORED)
-        annotated += np.bincount(cell[drawn], minlength=total.size).reshape(total.shape)
-    rate = annotated.sum() / max(total.sum(), 1)
+        cell = np.ravel_multi_index((*_places(mask), np.where(labelled, mask, 0)), shape)
+        total += np.bincount(cell[labelled], minlength=total.size).reshape(shape)
+        annotated += np.bincount(cell[drawn], minlength=total.size).reshape(shape)
+    rate = annotated.sum(axis=(0, 1)) / np.maximum(total.sum(axis=(0, 1)), 1)
     return (annotated + rate) / (total + 1)
 
 
 def rare_confusion(confusion: np.ndarray, rate: np.ndarray, share: float = RARE_SHARE) -> np.ndarray:
-    """Confusion of the pixels in the places annotated least.
+    """Confusion of each class's pixels in the places where that class is annotated least.
+
+    The share is taken of each class, so that the region is not merely the class that is scribbled least.
 
     Args:
-        confusion: (bins, C, C).
-        rate: (bins,) annotation probability.
-        share: of the pixels, in 0..1.
+        confusion: (bins, C, C), [bin, prediction, label].
+        rate: (bins, C) annotation probability.
+        share: of the pixels of a class, in 0..1.
 
     Returns:
-        (C, C) float64: bins in the order of their rate until they hold the share; the last counts in part.
+        (C, C) float64: for each label, bins in the order of its rate until they hold the share; the last in part.
     """
-    order = np.argsort(rate, kind="stable")
-    pixels = confusion.sum(axis=(1, 2))[order]
-    wanted = share * pixels.sum()
-    taken = np.clip(wanted - (np.cumsum(pixels) - pixels), 0, pixels)
-    part = np.divide(taken, pixels, out=np.zeros(len(pixels)), where=pixels > 0)
-    return np.tensordot(part, confusion[order], axes=1)
+    order = np.argsort(rate, axis=0, kind="stable")
+    pixels = np.take_along_axis(confusion.sum(axis=1), order, axis=0)  # (bins, C)
+    taken = np.clip(share * pixels.sum(axis=0) - (np.cumsum(pixels, axis=0) - pixels), 0, pixels)
+    part = np.divide(taken, pixels, out=np.zeros(pixels.shape), where=pixels > 0)
+    sorted_confusion = np.take_along_axis(confusion, order[:, None, :], axis=0)
+    return (part[:, None, :] * sorted_confusion).sum(axis=0)
 
 
 class ReportEvaluator(DatasetEvaluator):
@@ -147,15 +151,15 @@ class ReportEvaluator(DatasetEvaluator):
 
     * ``regions.csv``, ``regions.png``: mIoU, pixel accuracy and IoU by class, by distance to the nearest scribble (for
       records with ``scribble_file_name``; of any class), to the mask's boundary, and by local thickness.
-    * ``rare_region_mIoU`` (in the results and in ``summary.json``): mIoU over the quartile of pixels that lie where
-      annotations are rarest. A place is a bin of local thickness and boundary distance; its annotation
-      probability is the share of annotated pixels among those places in the training images that have both
-      scribble and mask (``places.csv``). Without such images the places are ranked by thickness x
-      distance; ``summary.json`` says which. ``common_region_mIoU`` is that of the other pixels.
+    * ``rare_region_mIoU`` (in the results and in ``summary.json``): mIoU over the quarter of each class's pixels that
+      lie where that class is annotated least. A place is a bin of local thickness and boundary distance; its
+      annotation probability is the share of annotated pixels among the class's pixels in such places of the
+      training images that have both scribble and mask (``places.csv``). Without such images the places are ranked by
+      thickness x distance; ``summary.json`` says which. ``common_region_mIoU`` is that of the other pixels.
     * ``confusion.csv``, ``confusion.png``: rows are labels.
     * ``best_*.png``, ``worst_*.png``: the extremes by an image's own mIoU (over the classes in its mask).
 
-    IoU by place counts only pixels of the place, as predictions and as labels.
+    IoU by place counts only pixels of the place, as predictions and as labels; mIoU is over the classes labelled there.
     """
 
     def __init__(self, dataset_name: str, output_dir: str, *, training_names: Sequence[str] = (), panels: int = 10):
@@ -229,7 +233,7 @@ class ReportEvaluator(DatasetEvaluator):
 
         rate, source = self._annotation_rate()
         flat = by_place.reshape(-1, self._classes, self._classes)
-        rare = rare_confusion(flat, rate.ravel())
+        rare = rare_confusion(flat, rate.reshape(-1, self._classes))
         summary = {
             "rare_region_mIoU": mean_iou(rare),
             "common_region_mIoU": mean_iou(flat.sum(axis=0) - rare),
@@ -256,7 +260,7 @@ class ReportEvaluator(DatasetEvaluator):
         return {"report": summary}
 
     def _annotation_rate(self) -> tuple[np.ndarray, str]:
-        """(thickness bins, distance bins) probabilities or ranks, and where they come from."""
+        """(thickness bins, distance bins, C) probabilities or ranks, and where they come from."""
         pairs = []
         for name in self._training_names:
             ignore = MetadataCatalog.get(name).ignore_label
@@ -267,10 +271,11 @@ class ReportEvaluator(DatasetEvaluator):
             ]
         if not pairs:
             rank = np.outer(np.arange(1, len(THICKNESS_EDGES) + 1), np.arange(1, len(DISTANCE_EDGES) + 1))
-            return rank.astype(float), "rank of thickness x boundary distance (no training image has scribble and mask)"
+            rank = np.repeat(rank[..., None].astype(float), self._classes, axis=2)
+            return rank, "rank of thickness x boundary distance (no training image has scribble and mask)"
         step = max(1, -(-len(pairs) // ANNOTATION_IMAGES))
         chosen = pairs[::step]
-        rate = annotation_rate(_read_pair(*files) for files in chosen)
+        rate = annotation_rate((_read_pair(*files) for files in chosen), self._classes)
         return rate, f"scribbles and masks of {len(chosen)} training images ({', '.join(self._training_names)})"
 
     def _region_rows(self, groups) -> list[list]:
@@ -286,13 +291,13 @@ class ReportEvaluator(DatasetEvaluator):
                 rows.append([title, low, high, pixels, f"{pixels / max(total, 1):.5f}", *scores, *iou])
         return rows
 
-    @staticmethod
-    def _place_rows(by_place: np.ndarray, rate: np.ndarray) -> list[list]:
-        rows = [["thickness_from_px", "distance_from_px", "annotation_probability_or_rank", "pixels", "mIoU"]]
+    def _place_rows(self, by_place: np.ndarray, rate: np.ndarray) -> list[list]:
+        names = [f"annotation probability or rank of {name}" for name in self._metadata.stuff_classes]
+        rows = [["thickness_from_px", "distance_from_px", "pixels", "mIoU", *names]]
         for (i, thickness), (j, distance) in itertools.product(enumerate(THICKNESS_EDGES), enumerate(DISTANCE_EDGES)):
             part = by_place[i, j]
             score = f"{mean_iou(part):.3f}" if part.any() else ""
-            rows.append([thickness, distance, f"{rate[i, j]:.6f}", int(part.sum()), score])
+            rows.append([thickness, distance, int(part.sum()), score, *(f"{value:.6f}" for value in rate[i, j])])
         return rows
 
     def _draw_extremes(self, extremes: list[tuple]) -> None:
@@ -335,10 +340,10 @@ def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:
         share = confusion.sum(axis=(1, 2)) / max(confusion.sum(), 1)
         axes.bar(labels, 100 * share, color="#c9d4e3", label="share of the pixels")
         axes.plot(labels, [mean_iou(part) for part in confusion], "o-", color="#b3262a", label="mIoU")
-        axes.set(ylim=(0, 100), xlabel=f"{name}, pixels", ylabel="percent")
+        axes.set(ylim=(0, 104), xlabel=f"{name}, pixels", ylabel="percent")
         axes.legend(loc="upper left")
     figure.suptitle(
-        f"{title}: mIoU {summary['rare_region_mIoU']:.2f} where annotations are rarest (a quarter of the pixels), "
+        f"{title}: mIoU {summary['rare_region_mIoU']:.2f} where annotations are rarest (a quarter of each class), "
         f"{summary['common_region_mIoU']:.2f} elsewhere"
     )
     return figure

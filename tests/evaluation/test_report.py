@@ -72,27 +72,29 @@ def test_mean_iou_by_hand():
 
 
 def test_rare_confusion_by_hand():
-    confusion = np.array([[[8, 0], [0, 2]], [[0, 6], [4, 0]], [[20, 0], [0, 0]]])  # 10, 10 and 20 pixels
-    rate = np.array([0.5, 0.1, 0.2])
-    # A quarter of 40 pixels is the whole of bin 1, which is annotated least.
-    np.testing.assert_allclose(rare_confusion(confusion, rate, 0.25), confusion[1])
-    # Half of them: bin 1 and half of bin 2.
-    np.testing.assert_allclose(rare_confusion(confusion, rate, 0.5), confusion[1] + confusion[2] / 2)
+    # Three bins; label 0 has 8, 4 and 20 pixels in them, label 1 has 2, 6 and 0.
+    confusion = np.array([[[8, 0], [0, 2]], [[0, 6], [4, 0]], [[20, 0], [0, 0]]])
+    rate = np.array([[0.5, 0.1], [0.1, 0.3], [0.2, 0.2]])
+    # A quarter of label 0 is 8 pixels: bin 1 (4 pixels, predicted 1) and 4 of bin 2 (predicted 0).
+    # A quarter of label 1 is 2 pixels: bin 0 (predicted 1).
+    np.testing.assert_allclose(rare_confusion(confusion, rate, 0.25), [[4, 0], [4, 2]])
+    # All of it is the sum.
+    np.testing.assert_allclose(rare_confusion(confusion, rate, 1.0), confusion.sum(0))
 
 
-def test_annotation_rate_counts_by_place():
+def test_annotation_rate_counts_by_place_and_class():
     mask = make_mask(3, 22, 26)
     scribble = np.full_like(mask, 255)
     scribble[8:12, 3:20] = mask[8:12, 3:20]
     distance, thickness = places_by_loop(mask)
-    drawn, total = np.zeros((2, len(THICKNESS_EDGES), len(DISTANCE_EDGES)))
+    drawn, total = np.zeros((2, len(THICKNESS_EDGES), len(DISTANCE_EDGES), 4))
     for p in distance:
         if mask[p] != IGNORE:
-            cell = thickness[p], max(i for i, edge in enumerate(DISTANCE_EDGES) if edge <= distance[p])
+            cell = thickness[p], max(i for i, edge in enumerate(DISTANCE_EDGES) if edge <= distance[p]), mask[p]
             total[cell] += 1
             drawn[cell] += scribble[p] != 255
-    overall = drawn.sum() / total.sum()
-    np.testing.assert_allclose(annotation_rate([(scribble, mask)]), (drawn + overall) / (total + 1))
+    overall = drawn.sum((0, 1)) / np.maximum(total.sum((0, 1)), 1)
+    np.testing.assert_allclose(annotation_rate([(scribble, mask)], 4), (drawn + overall) / (total + 1))
 
 
 def read_csv(path):
