@@ -120,6 +120,10 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.OUTPUT = CN()
     cfg.OUTPUT.LOG_PERIOD = 20  # iterations between lines, metrics.json and TensorBoard points
     cfg.OUTPUT.KEEP_CHECKPOINTS = 2  # newest ones that stay, beside model_best.pth and model_final.pth
+    # Iterations between pictures of training images in TensorBoard, with coverage and precision of their pseudo
+    # labels; 0 = off.
+    cfg.OUTPUT.PANEL_PERIOD = 500
+    cfg.OUTPUT.PANEL_IMAGES = 4
     cfg.OUTPUT.WANDB_PROJECT = ""  # Weights & Biases project; "" = off
 
 

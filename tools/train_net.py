@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint in OUTPUT_DIR")
     p.add_argument("--overwrite", action="store_true", help="delete the checkpoints and metrics that OUTPUT_DIR holds")
     p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, no training")
-    p.add_argument("--replay", default="", metavar="DUMP", help="repeat the step of a dump_*.pth, name what is not finite")
+    p.add_argument("--replay", default="", metavar="DUMP", help="repeat the step of a dump_*.pth that NaN left")
     p.add_argument(
         "--trust-checkpoint", action="store_true", help="read weights with plain pickle, which can run code they carry"
     )

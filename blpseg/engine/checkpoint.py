@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from torch import nn
 
 from ..errors import BLPSegError, describe
 
-__all__ = ["Checkpointer", "load_file", "load_weights", "provenance", "write_atomic"]
+__all__ = ["Checkpointer", "load_file", "load_weights", "provenance", "save_atomic", "write_atomic"]
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +258,18 @@ def write_atomic(path: str | os.PathLike, write) -> None:
     _sync_folder(os.path.dirname(path) or ".")
 
 
+def save_atomic(path: str, data: dict) -> None:
+    """``torch.save`` through :func:`write_atomic`."""
+
+    def write(file):
+        sink = _Sink(file)
+        torch.save(data, sink)
+        if sink.error is not None:
+            raise sink.error
+
+    write_atomic(path, write)
+
+
 def _sync_folder(folder: str) -> None:
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -270,6 +283,7 @@ def _sync_folder(folder: str) -> None:
         os.close(handle)
 
 
+@functools.lru_cache
 def provenance() -> dict[str, str]:
     """Versions and git revision, to be stored with a checkpoint."""
     import detectron2
@@ -324,16 +338,7 @@ class Checkpointer:
     def save(self, state: dict, iteration: int) -> str:
         """Write the checkpoint of ``iteration``, then delete those beyond ``keep``; the path."""
         path = self.path(iteration)
-
-        def write(file):
-            sink = _Sink(file)
-            try:
-                torch.save(state, sink)
-            finally:
-                if sink.error is not None:
-                    raise sink.error
-
-        write_atomic(path, write)
+        save_atomic(path, state)
         write_atomic(
             os.path.join(self.output_dir, "last_checkpoint"), lambda file: file.write(os.path.basename(path).encode())
         )

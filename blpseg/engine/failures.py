@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from ..errors import BLPSegError, describe
-from .checkpoint import _Sink, write_atomic
+from .checkpoint import save_atomic
 
 __all__ = ["Diagnosis", "loader_error", "save_dump"]
 
@@ -48,7 +48,7 @@ class Diagnosis:
         return False
 
 
-def loader_error(error: Exception, trainer) -> Exception:
+def loader_error(error: Exception) -> Exception:
     """The one-line form of what the loader raised, the sample in it where that is known."""
     if isinstance(error, StopIteration):
         return BLPSegError("the training loader ran out of batches; is the data set of DATASETS.TRAIN empty?")
@@ -92,12 +92,5 @@ def save_dump(trainer, culprits: list[str]) -> str:
         "culprits": culprits,
         "config": trainer.cfg.dump(),
     }
-
-    def write(file):
-        sink = _Sink(file)
-        torch.save(dump, sink)
-        if sink.error is not None:
-            raise sink.error
-
-    write_atomic(path, write)
+    save_atomic(path, dump)
     return path

@@ -103,14 +103,20 @@ def _spawn(worker: Callable, args, use_gpu: bool) -> int:
         processes.append(process)
         reports.append(receiver)
 
+    received = []
+
     def forward(signum, frame):
+        received.append(signum)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, signum)
 
+    # A signal while the processes start waits until each has its own handling.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for process in processes:
         process.start()
     previous = {signum: signal.signal(signum, forward) for signum in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         deadline = None
         while running := [p for p in processes if p.is_alive()]:
@@ -125,20 +131,21 @@ def _spawn(worker: Callable, args, use_gpu: bool) -> int:
             signal.signal(signum, handler)
         for process in processes:
             process.kill()
+    statuses = [process.exitcode for process in processes]
+    if received and all(status in (0, 128 + received[0], -received[0]) for status in statuses):
+        return 128 + received[0] if any(statuses) else 0
     failures = []
-    for rank, (process, report) in enumerate(zip(processes, reports, strict=True)):
+    for report in reports:
         if report.poll():
             try:
                 failures.append(report.recv())
             except EOFError:
                 pass  # it ended without a report; its exit status is judged below
-        elif process.exitcode and process.exitcode < 0 and process.exitcode != -signal.SIGKILL:
-            failures.append((1, f"process {rank} died of signal {-process.exitcode}"))
-    if failures:
+    killed = [rank for rank, status in enumerate(statuses) if status < 0]
+    if failures and min(failures)[0] == 0 or failures and not killed:
         raise BLPSegError(min(failures)[1])
-    statuses = [process.exitcode for process in processes]
-    if any(status < 0 for status in statuses):
-        rank = next(rank for rank, status in enumerate(statuses) if status < 0)
+    if killed:
+        rank = killed[0]
         raise BLPSegError(
             f"process {rank} was killed by signal {-statuses[rank]}; if not by you, then mostly for lack of "
             "memory: lower "
@@ -152,6 +159,7 @@ def _child(local_rank: int, worker: Callable, args, url: str, use_gpu: bool, par
     if local_rank:
         os.environ["BLPSEG_QUIET_RANK"] = "1"
     stop = StopRequest().install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         rank = args.machine_rank * args.num_gpus + local_rank
         _join_group(url, rank, args.num_gpus * args.num_machines, local_rank, args.num_gpus, use_gpu)

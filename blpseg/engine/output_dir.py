@@ -24,7 +24,7 @@ HARMLESS = re.compile(
     r"OUTPUT_DIR$|OUTPUT\.|DATALOADER\.NUM_WORKERS$|MODEL\.DEVICE$|TEST\.|VIS_PERIOD$|CUDNN_BENCHMARK$|VERSION$|"
     r"SOLVER\.(CHECKPOINT_PERIOD|CHANNELS_LAST|COMPILE)$|DATASETS\.TEST$"
 )
-OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents\..*")
+OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents.*")
 
 
 def _flat(node: dict, prefix: str = "") -> dict:
@@ -128,8 +128,15 @@ def _iteration(line: str) -> float:
 class _StrictStreamHandler(logging.StreamHandler):
     """A log file whose write errors end the run: logging's own handling prints a traceback and goes on."""
 
+    def __init__(self, path: str):
+        super().__init__(PathManager.open(path, "a"))
+        self.path = path
+
     def handleError(self, record):  # noqa: N802 (logging's name)
-        raise sys.exc_info()[1]
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{self.path}: cannot be written: {error.strerror}") from error
+        raise error
 
 
 def setup_logging(output_dir: str, rank: int) -> None:
@@ -143,7 +150,7 @@ def setup_logging(output_dir: str, rank: int) -> None:
         return
     PathManager.mkdirs(output_dir)
     path = os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
-    handler = _StrictStreamHandler(PathManager.open(path, "a"))
+    handler = _StrictStreamHandler(path)
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
     for name in ("blpseg", "detectron2", "fvcore"):
         logging.getLogger(name).addHandler(handler)

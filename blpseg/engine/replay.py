@@ -63,7 +63,7 @@ def replay(path: str, device: str) -> int:
     gradients = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
     weights = [n for n, v in dump["model"].items() if v.is_floating_point() and not torch.isfinite(v).all()]
 
-    print(f"iteration {dump['iteration']}, process {dump['rank']} of {dump['world_size']}, {len(dump['batch'])} images:")
+    print(f"iteration {dump['iteration']}, process {dump['rank']} of {dump['world_size']}:")
     for x in dump["batch"]:
         print(f"  {x.get('file_name', '?')}: image {tuple(x['image'].shape)}")
     print("losses: " + ", ".join(f"{name} {loss.item():.6g}" for name, loss in losses.items()))

@@ -20,6 +20,7 @@ from .interrupt import StopRequest
 from .launch import PeerFailure, launch
 from .output_dir import OutputDir, changed_keys, setup_logging
 from .trainer import Trainer
+from .watch import WatchImages
 
 __all__ = ["run"]
 
@@ -108,6 +109,8 @@ def _train(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
     _on_main(lambda: output.start(start))
     trainer.register_hooks([CheckpointAndEvaluate(checkpointer, lambda: _test(cfg, trainer.model))])
     if comm.is_main_process():
+        if cfg.OUTPUT.PANEL_PERIOD > 0 and cfg.OUTPUT.PANEL_IMAGES > 0:
+            trainer.register_hooks([WatchImages(cfg)])
         writers = [
             ProgressWriter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.OUTPUT.LOG_PERIOD),
             JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), cfg.OUTPUT.LOG_PERIOD),

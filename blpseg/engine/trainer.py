@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
@@ -39,7 +41,7 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
     A resumed run then draws what an undisturbed one would, whatever was drawn (or not) in between by an
     evaluation or by starting loader workers; no generator's state has to be stored.
     """
-    torch.manual_seed(hash((seed, iteration, rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+    torch.manual_seed(int(np.random.SeedSequence((seed, iteration, rank)).generate_state(1, np.uint64)[0]))
 
 
 def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
@@ -131,7 +133,8 @@ class Trainer(TrainerBase):
             if counts[0] != counts[1]:
                 raise ValueError("the optimiser has other parameter groups")
             self.optimizer.load_state_dict({**own, "state": state["optimizer"]["state"]})
-            self.scaler.load_state_dict(state["scaler"] if self.scaler.is_enabled() and state["scaler"] else {})
+            if self.scaler.is_enabled() and state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise BLPSegError(
                 f"{path}: does not fit this config ({str(error).splitlines()[-1].strip()}); resume with the "
@@ -175,6 +178,9 @@ class Trainer(TrainerBase):
                 if self.start_iter < self.max_iter:
                     self.data_loader = self.build_train_loader(self.start_iter)
                     self._batches = iter(self.data_loader)
+                    # torch's handler raises for a dead loader worker wherever this process is, mid-step too;
+                    # without it the loader itself finds out, within 5 s, when the next batch is asked for.
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
@@ -225,10 +231,10 @@ class Trainer(TrainerBase):
             names = [*losses, "grad_norm"]
             # The step's one wait for the GPU, while all of its work is queued.
             values = torch.stack([*(loss.double() for loss in losses.values()), norm.double()]).tolist()
-        metrics = self._check_finite(dict(zip(names, values, strict=True)))
-        clip_gradients(self.cfg.SOLVER.CLIP_GRADIENTS, self.parameters)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            metrics = self._check_finite(dict(zip(names, values, strict=True)))
+            clip_gradients(self.cfg.SOLVER.CLIP_GRADIENTS, self.parameters)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
 
         self.storage.put_scalars(
             total_loss=sum(v for k, v in metrics.items() if k != "grad_norm"),
@@ -250,28 +256,23 @@ class Trainer(TrainerBase):
 
     def _agree(self, error: Exception | None, weights: list[dict[str, float]]) -> tuple[bool, dict[str, float]]:
         """Whether every process has a batch and nobody was asked to stop; and the sums of the loss weights."""
-        names = sorted(weights[0]) if weights else []
-        totals = {name: sum(w[name] for w in weights) for name in names}
-        stop, failed = float(bool(self.stop.signum)), float(error is not None)
+        stop, failed = self.stop.signum, error is not None
         if self.world_size > 1:
-            length = torch.tensor([len(names)])
-            dist.all_reduce(length, dist.ReduceOp.MAX, group=self._votes)
-            vector = torch.zeros(2 + int(length), dtype=torch.float64)
-            vector[:2] = torch.tensor([stop, failed])
-            if names:
-                vector[2:] = torch.tensor([totals[n] for n in names], dtype=torch.float64)
-            dist.all_reduce(vector, group=self._votes)
-            stop, failed = float(vector[0]), float(vector[1])
-            totals = dict(zip(names, vector[2:].tolist(), strict=False))
+            votes = torch.tensor([stop, failed])
+            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._votes)
+            stop, failed = votes.tolist()
         if stop:
-            # A loader worker that the same signal ended is no failure.
-            if not self.stop.signum:
-                self.stop.signum = 15
+            self.stop.signum = stop  # a loader worker that the same signal ended is no failure
             return False, {}
         if error is not None:
-            raise loader_error(error, self) from error
+            raise loader_error(error) from error
         if failed:
             raise PeerFailure("another process of this run has no batch; its message tells why")
+        totals = {name: sum(weight[name] for weight in weights) for name in weights[0]}
+        if self.world_size > 1:
+            vector = torch.tensor(list(totals.values()), dtype=torch.float64)
+            dist.all_reduce(vector, group=self._votes)
+            totals = dict(zip(totals, vector.tolist(), strict=True))
         return True, {name: max(total, 1e-30) for name, total in totals.items()}
 
     def _check_finite(self, values: dict[str, float]) -> dict[str, float]:

@@ -180,6 +180,16 @@ class BLPSeg(nn.Module):
             "loss_annotation": annotation_loss(annotation_logits, scribble, self.unannotated_weight),
         }
 
+    def loss_weights(self, batched_inputs: list[dict]) -> dict[str, float]:
+        """What each training loss is a mean over, so that parts of a batch, in turn or in several processes, can
+        add up to the loss of the whole: images for ``loss_seg``, weighted pixels for ``loss_annotation``."""
+        annotated = sum(int((x["scribble"] < self.num_classes).sum()) for x in batched_inputs)
+        free = sum(int((x["scribble"] == self.num_classes).sum()) for x in batched_inputs)
+        return {
+            "loss_seg": float(len(batched_inputs)),
+            "loss_annotation": annotated + self.unannotated_weight * free,
+        }
+
     @property
     def self_training(self) -> bool:
         """Whether pseudo labels are used now. Detectron2's event storage counts the iterations, also after a resume."""
