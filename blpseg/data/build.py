@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
+import torch
 import torch.utils.data
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog
@@ -58,7 +61,7 @@ def build_train_loader(
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return _Loader(
-        _RunDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=True), seed),
+        _RunDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=True), cfg.DATALOADER.NUM_WORKERS, seed),
         batch_sampler=_RunBatches(cfg.SOLVER.IMS_PER_BATCH, world_size, comm.get_rank(), start_iter),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
@@ -84,7 +87,7 @@ def build_test_loader(
     register_folder(cfg)
     records = _load(cfg, dataset_name)
     return _Loader(
-        _MappedDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=False)),
+        _MappedDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS),
         sampler=InferenceSampler(len(records)),
         batch_size=1,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -110,17 +113,27 @@ class _MappedDataset(torch.utils.data.Dataset):
     """Record i, mapped. A failure is returned, not raised: :class:`_Loader` raises it in the main process, where a
     worker's exception would arrive with the traceback in its message."""
 
-    def __init__(self, records: list[dict], mapper: Callable):
+    def __init__(self, records: list[dict], mapper: Callable, num_workers: int):
         self._records = DatasetFromList(records, copy=True)  # one shared buffer, not a list that each worker copies
         self._mapper = mapper
+        # Row i: process id of worker i and the record it reads, for the day it dies over it.
+        self._at_work = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict | BLPSegError:
-        return self._map(self._records[index])
+        return self._map(index)
 
-    def _map(self, record: dict, *arguments) -> dict | BLPSegError:
+    def read_by(self, pids: set[int]) -> list[str]:
+        """The image files that the workers of these process ids were last at."""
+        return [self._records[index]["file_name"] for pid, index in self._at_work.tolist() if pid in pids]
+
+    def _map(self, index: int, *arguments) -> dict | BLPSegError:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            self._at_work[worker.id, 0], self._at_work[worker.id, 1] = os.getpid(), index
+        record = self._records[index]
         try:
             return self._mapper(record, *arguments)
         except BLPSegError as error:
@@ -134,8 +147,8 @@ class _MappedDataset(torch.utils.data.Dataset):
 class _RunDataset(_MappedDataset):
     """Sample k of a training run."""
 
-    def __init__(self, records: list[dict], mapper: Callable, seed: int):
-        super().__init__(records, mapper)
+    def __init__(self, records: list[dict], mapper: Callable, num_workers: int, seed: int):
+        super().__init__(records, mapper, num_workers)
         self._seed = seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -145,7 +158,7 @@ class _RunDataset(_MappedDataset):
             order = np.random.default_rng((self._seed, _PERMUTATION, epoch)).permutation(len(self._records))
             self._epoch, self._order = epoch, order
         rng = np.random.default_rng((self._seed, _SAMPLE, position))
-        return self._map(self._records[int(self._order[place])], rng)
+        return self._map(int(self._order[place]), rng)
 
 
 class _RunBatches(torch.utils.data.Sampler):
@@ -163,12 +176,33 @@ class _RunBatches(torch.utils.data.Sampler):
 
 class _Loader(torch.utils.data.DataLoader):
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._explain(error) from error
             for sample in batch:
                 if isinstance(sample, BLPSegError):
                     raise sample
             yield batch
 
+    def _explain(self, error: RuntimeError) -> Exception:
+        """Torch reports a dead worker by its process id; a user needs the file it was reading."""
+        pids = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
+        if pids is None:
+            return error
+        files = self.dataset.read_by({int(pid) for pid in pids[1].split(",")})
+        return BLPSegError(
+            f"{', '.join(files)}: the loader worker at this file died ({describe(error)}); lower "
+            "DATALOADER.NUM_WORKERS if memory ran out, or see whether the file opens elsewhere"
+        )
+
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # Out of the process group: Ctrl-C or a scheduler's signal to the group is for the training process, which still
+    # needs batches to finish its step; the workers end with it.
+    os.setpgrp()

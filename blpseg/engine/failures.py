@@ -49,21 +49,12 @@ class Diagnosis:
 
 
 def loader_error(error: Exception) -> Exception:
-    """The one-line form of what the loader raised, the sample in it where that is known."""
+    """The one-line form of what the loader raised."""
     if isinstance(error, StopIteration):
         return BLPSegError("the training loader ran out of batches; is the data set of DATASETS.TRAIN empty?")
-    text = str(error)
-    if "Original Traceback" in text:  # raised in a worker: torch wraps the worker's traceback into the message
-        last = [line for line in text.splitlines() if line.strip()][-1]
-        if isinstance(error, BLPSegError):
-            return BLPSegError(last.split("BLPSegError: ", 1)[-1])
+    if "Original Traceback" in str(error):  # torch puts the worker's traceback into the message
+        last = [line for line in str(error).splitlines() if line.strip()][-1]
         return BLPSegError(f"a loader worker failed: {last}; check the data with tools/check_dataset.py")
-    if "DataLoader worker" in text:
-        return BLPSegError(
-            f"a loader worker died ({describe(error)}); if it was killed for lack of memory, lower "
-            "DATALOADER.NUM_WORKERS; "
-            "DATALOADER.NUM_WORKERS 0 shows where a sample crashes; go on with --resume"
-        )
     return error
 
 

@@ -9,18 +9,28 @@ import math
 import os
 import resource
 import sys
+from collections.abc import Callable
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.file_io import PathManager
+from torch.utils.tensorboard import SummaryWriter
 
 from ..errors import BLPSegError
 from .checkpoint import Checkpointer, write_atomic
 
-__all__ = ["CheckpointAndEvaluate", "ProgressWriter", "WandbWriter", "Writers"]
+__all__ = [
+    "CheckpointAndEvaluate",
+    "JsonWriter",
+    "ProgressWriter",
+    "ScalarWriter",
+    "TensorBoardWriter",
+    "WandbWriter",
+    "Writers",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +43,16 @@ class CheckpointAndEvaluate(HookBase):
     the first data set of ``DATASETS.TEST``.
     """
 
-    def __init__(self, checkpointer: Checkpointer, evaluate):
+    def __init__(self, checkpointer: Checkpointer, evaluate: Callable[[], dict], record: Callable[[], None]):
         """
         Args:
             checkpointer: where the main process saves.
             evaluate: () -> results in Detectron2's form; called in every process.
+            record: called in the main process when an evaluation's scalars stand in the event storage.
         """
         self.checkpointer = checkpointer
         self.evaluate = evaluate
+        self.record = record
         self._saved = None  # the last iteration with a checkpoint
         self._path = os.path.join(checkpointer.output_dir, "evaluations.json")
 
@@ -107,6 +119,7 @@ class CheckpointAndEvaluate(HookBase):
             self.checkpointer.name_best(iteration)
             logger.info(f"best so far: mIoU {score:.3f} at iteration {iteration}, kept as model_best.pth")
         self._history = sorted([*others, entry], key=lambda e: e["iteration"])
+        self.record()
         text = json.dumps(self._history, indent=1)
         write_atomic(self._path, lambda file: file.write(text.encode()))
 
@@ -130,7 +143,10 @@ def _jsonable(value):
 
 
 class Writers(HookBase):
-    """Calls event writers every ``period`` iterations, after an evaluation and at the end."""
+    """Calls event writers every ``period`` iterations, after the first and the last.
+
+    Registered before :class:`CheckpointAndEvaluate`: what the iterations before a checkpoint gave is on the disk first.
+    """
 
     def __init__(self, writers: list[EventWriter], period: int):
         self.writers = writers
@@ -138,20 +154,92 @@ class Writers(HookBase):
 
     def after_step(self):
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done == self.trainer.max_iter or done == self.trainer.start_iter + 1:
+        if done % self.period == 0 or done in (self.trainer.start_iter + 1, self.trainer.max_iter):
             for writer in self.writers:
+                writer.write()
+
+    def write_scalars(self) -> None:
+        """Put new scalars (of an evaluation, say) where they are kept, without a line of progress."""
+        for writer in self.writers:
+            if isinstance(writer, ScalarWriter):
                 writer.write()
 
     def after_train(self):
         failing = sys.exc_info()[0] is not None
-        for writer in self.writers:
-            try:
-                if not isinstance(writer, ProgressWriter):
-                    writer.write()
+        try:
+            self.write_scalars()
+            for writer in self.writers:
                 writer.close()
-            except (OSError, ValueError):
-                if not failing:
-                    raise  # otherwise the error under way is the one to tell
+        except OSError:
+            if not failing:
+                raise  # otherwise the error under way is the one to tell
+
+
+class ScalarWriter(EventWriter):
+    """Base of writers that record every scalar once. Detectron2's skip those of an iteration that comes late, as an
+    evaluation's do."""
+
+    def __init__(self, window: int):
+        """
+        Args:
+            window: iterations that noisy scalars are smoothed over (median), as Detectron2's writers do.
+        """
+        self._window = window
+        self._last: dict[str, int] = {}
+
+    def new_scalars(self) -> dict[int, dict[str, float]]:
+        """{iteration: {name: value}} of what came since the last call."""
+        result: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
+            if iteration > self._last.get(name, -1):
+                self._last[name] = iteration
+                result.setdefault(iteration, {})[name] = value
+        return dict(sorted(result.items()))
+
+
+class JsonWriter(ScalarWriter):
+    """Scalars as a line of JSON an iteration, on the disk when :meth:`write` returns."""
+
+    def __init__(self, path: str, window: int):
+        super().__init__(window)
+        self._path = path
+        self._file = PathManager.open(path, "a")
+
+    def write(self) -> None:
+        lines = [json.dumps({**scalars, "iteration": k}, sort_keys=True) for k, scalars in self.new_scalars().items()]
+        if not lines:
+            return
+        try:
+            self._file.write("".join(line + "\n" for line in lines))
+            self._file.flush()
+            if "://" not in self._path:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter(ScalarWriter):
+    """Scalars and pictures for TensorBoard; points of iterations that are run again replace the earlier ones."""
+
+    def __init__(self, output_dir: str, window: int, start_iter: int):
+        super().__init__(window)
+        self._writer = SummaryWriter(output_dir, purge_step=start_iter or None)
+
+    def write(self) -> None:
+        for iteration, scalars in self.new_scalars().items():
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, iteration)
+        storage = get_event_storage()
+        for name, image, iteration in storage._vis_data:  # Detectron2 offers its TensorBoard writer no other way
+            self._writer.add_image(name, image, iteration)
+        storage.clear_images()
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class ProgressWriter(EventWriter):
@@ -193,30 +281,25 @@ def memory_gib() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-class WandbWriter(EventWriter):
+class WandbWriter(ScalarWriter):
     """Sends every scalar to Weights & Biases."""
 
-    def __init__(self, project: str, config: dict, output_dir: str):
+    def __init__(self, project: str, config: dict, output_dir: str, window: int):
         """
         Raises:
             BLPSegError: the package ``wandb`` is not installed.
         """
+        super().__init__(window)
         try:
             import wandb
         except ImportError:
             raise BLPSegError("OUTPUT.WANDB_PROJECT is set, but wandb is missing: pip install wandb") from None
-        self._run = wandb.init(project=project, config=config, dir=output_dir, resume="allow")
-        self._last = -1
+        self._run = wandb.init(project=project, config=config, dir=output_dir)
 
     def write(self) -> None:
-        storage: EventStorage = get_event_storage()
-        by_iteration: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in storage.latest_with_smoothing_hint(20).items():
-            if iteration > self._last:
-                by_iteration.setdefault(iteration, {})[name] = value
-        for iteration in sorted(by_iteration):
-            self._run.log(by_iteration[iteration], step=iteration)
-            self._last = iteration
+        # W&B's own step only grows; a resumed run and late evaluations need the iteration as a value of its own.
+        for iteration, scalars in self.new_scalars().items():
+            self._run.log({**scalars, "iteration": iteration})
 
     def close(self) -> None:
         self._run.finish()

@@ -10,12 +10,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
 from .. import get_cfg
 from ..errors import BLPSegError, describe
 from .checkpoint import Checkpointer, load_file, load_weights
-from .hooks import CheckpointAndEvaluate, ProgressWriter, WandbWriter, Writers
+from .hooks import CheckpointAndEvaluate, JsonWriter, ProgressWriter, TensorBoardWriter, WandbWriter, Writers
 from .interrupt import StopRequest
 from .launch import PeerFailure, launch
 from .output_dir import OutputDir, changed_keys, setup_logging
@@ -107,18 +106,20 @@ def _train(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
     del state  # its tensors would otherwise stay in memory beside the optimiser's
     start = trainer.start_iter
     _on_main(lambda: output.start(start))
-    trainer.register_hooks([CheckpointAndEvaluate(checkpointer, lambda: _test(cfg, trainer.model))])
+    writers = Writers([], cfg.OUTPUT.LOG_PERIOD)
     if comm.is_main_process():
         if cfg.OUTPUT.PANEL_PERIOD > 0 and cfg.OUTPUT.PANEL_IMAGES > 0:
             trainer.register_hooks([WatchImages(cfg)])
-        writers = [
-            ProgressWriter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.OUTPUT.LOG_PERIOD),
-            JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), cfg.OUTPUT.LOG_PERIOD),
-            TensorboardXWriter(cfg.OUTPUT_DIR, cfg.OUTPUT.LOG_PERIOD, purge_step=start),
+        window = cfg.OUTPUT.LOG_PERIOD
+        writers.writers = [
+            ProgressWriter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, window),
+            JsonWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), window),
+            TensorBoardWriter(cfg.OUTPUT_DIR, window, start),
         ]
         if cfg.OUTPUT.WANDB_PROJECT:
-            writers.append(WandbWriter(cfg.OUTPUT.WANDB_PROJECT, dict(cfg), cfg.OUTPUT_DIR))
-        trainer.register_hooks([Writers(writers, cfg.OUTPUT.LOG_PERIOD)])
+            writers.writers.append(WandbWriter(cfg.OUTPUT.WANDB_PROJECT, dict(cfg), cfg.OUTPUT_DIR, window))
+    evaluation = CheckpointAndEvaluate(checkpointer, lambda: _test(cfg, trainer.model), writers.write_scalars)
+    trainer.register_hooks([writers, evaluation])
     if trainer.train():
         return 0
     if comm.is_main_process():

@@ -178,9 +178,6 @@ class Trainer(TrainerBase):
                 if self.start_iter < self.max_iter:
                     self.data_loader = self.build_train_loader(self.start_iter)
                     self._batches = iter(self.data_loader)
-                    # torch's handler raises for a dead loader worker wherever this process is, mid-step too;
-                    # without it the loader itself finds out, within 5 s, when the next batch is asked for.
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
@@ -200,6 +197,9 @@ class Trainer(TrainerBase):
         try:
             if not self.stop.signum:
                 self.batch = next(self._batches)
+                # The handler that torch sets with the first batch raises for a dead loader worker wherever this
+                # process is, mid-step too; the loader itself finds out, within 5 s, at the next batch.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         except Exception as caught:
             error = caught
         data_time = time.perf_counter() - start
