@@ -193,13 +193,15 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
 def _merge(cfg: CN, merge, source: str) -> None:
     try:
         merge()
-    except KeyError as error:
-        # yacs: "Non-existent config key: A.B"
+    except (KeyError, AssertionError) as error:
+        # yacs: KeyError "Non-existent config key: A.B" from a file, AssertionError "Non-existent key: A.B" from a list.
+        if "Non-existent" not in str(error):
+            raise BLPSegError(f"{source}: {error}") from error
         key = str(error.args[0]).rsplit(": ", 1)[-1]
         near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else "; blpseg/config.py lists BLPSeg's keys"
         raise BLPSegError(f"{source}: unknown config key {key}{hint}") from error
-    except (ValueError, AssertionError, SyntaxError) as error:
+    except (ValueError, SyntaxError) as error:
         raise BLPSegError(f"{source}: {error}") from error
 
 

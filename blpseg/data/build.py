@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import cv2
@@ -206,3 +207,6 @@ def _start_worker(worker: int) -> None:
     # Out of the process group: Ctrl-C or a scheduler's signal to the group is for the training process, which still
     # needs batches to finish its step; the workers end with it.
     os.setpgrp()
+    if not debug_enabled():
+        # A thread of torch's complains through it when the training process ends while a sample is on its way.
+        sys.excepthook = lambda *_: None

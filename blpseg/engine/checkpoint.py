@@ -100,7 +100,7 @@ def load_file(path: str, *, trust: bool = False) -> dict:
         else:
             data = torch.load(local, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(it would call \S+|codec \S+)", str(error))
+        found = re.search(r"GLOBAL (\S+)|(it would call \S+|codec \S+|Unsupported operand \d+)", str(error))
         if found is None:
             reason = describe(error)[:120]
             raise BLPSegError(f"{path}: not a readable weights file ({reason}); fetch it again") from error

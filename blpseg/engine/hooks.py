@@ -9,6 +9,7 @@ import math
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable
 
 import torch
@@ -226,20 +227,32 @@ class TensorBoardWriter(ScalarWriter):
 
     def __init__(self, output_dir: str, window: int, start_iter: int):
         super().__init__(window)
+        self._output_dir = output_dir
+        threading.excepthook = _quiet_about_tensorboard
         self._writer = SummaryWriter(output_dir, purge_step=start_iter or None)
 
     def write(self) -> None:
-        for iteration, scalars in self.new_scalars().items():
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, iteration)
         storage = get_event_storage()
-        for name, image, iteration in storage._vis_data:  # Detectron2 offers its TensorBoard writer no other way
-            self._writer.add_image(name, image, iteration)
-        storage.clear_images()
-        self._writer.flush()
+        try:
+            for iteration, scalars in self.new_scalars().items():
+                for name, value in scalars.items():
+                    self._writer.add_scalar(name, value, iteration)
+            for name, image, iteration in storage._vis_data:  # Detectron2 offers its TensorBoard writer no other way
+                self._writer.add_image(name, image, iteration)
+            storage.clear_images()
+            self._writer.flush()
+        except OSError as error:
+            path = os.path.join(self._output_dir, "events.out.tfevents")
+            raise OSError(error.errno, f"{path}...: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _quiet_about_tensorboard(args) -> None:
+    """TensorBoard writes in a thread and passes its errors on to the next call; they need no traceback as well."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)
 
 
 class ProgressWriter(EventWriter):

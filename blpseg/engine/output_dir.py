@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..errors import BLPSegError
+from ..errors import BLPSegError, debug_enabled
 from .checkpoint import Checkpointer, write_atomic
 
 __all__ = ["OutputDir", "changed_keys", "setup_logging"]
@@ -146,6 +146,8 @@ def setup_logging(output_dir: str, rank: int) -> None:
     for name in ("blpseg", "detectron2", "fvcore"):
         setup_logger(None, rank, color=color, name=name)
     logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)  # how it stores the list of records
+    # A full disk under a redirected stdout must not print a traceback a line; log.txt below tells of it.
+    logging.raiseExceptions = debug_enabled()
     if not output_dir:
         return
     PathManager.mkdirs(output_dir)
