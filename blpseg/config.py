@@ -134,8 +134,8 @@ def _add_test_keys(cfg: CN) -> None:
     # Images of more than ABOVE pixels are segmented in overlapping square tiles, so that memory does not grow
     # with the image. ABOVE 0 = never.
     cfg.TEST.TILE = CN()
-    cfg.TEST.TILE.ABOVE = 1_500_000
-    cfg.TEST.TILE.SIZE = 768  # side of a tile, pixels
+    cfg.TEST.TILE.ABOVE = 1_000_000
+    cfg.TEST.TILE.SIZE = 512  # side of a tile, pixels
     cfg.TEST.TILE.OVERLAP = 128  # pixels that neighbouring tiles share, at least
 
     # Dense CRF (Kraehenbuehl & Koltun 2011) on the softmax; METHOD.md section 7's numbers. Needs pydensecrf2.

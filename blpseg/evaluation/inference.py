@@ -44,7 +44,7 @@ class Inference(nn.Module):
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         tile_above: int = 0,
-        tile_size: int = 768,
+        tile_size: int = 512,
         tile_overlap: int = 128,
         classes_only: bool = False,
     ):
