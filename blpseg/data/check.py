@@ -45,9 +45,11 @@ _MEANING = {
     "disagreement": "scribbles that disagree with the dense mask",
 }
 
-# 0 seems to mean "not annotated" where it fills most of an image that has (nearly) no 255, and the rest is strokes.
+# 0 seems to mean "not annotated" where it fills most of an image that has (nearly) no 255, and most of the objects of
+# the dense mask or, without a mask, where the rest is strokes.
 _ZERO_SHARE = 0.5
 _FEW_UNANNOTATED = 0.001
+_LEAST_STROKE = 5  # pixels
 _STROKE_WIDTH = 0.04  # of the shorter side: what an opening of this size leaves is no stroke
 _STROKE_REST = 0.3
 
@@ -275,10 +277,10 @@ def _examine(
         path = record["scribble_file_name"]
         if annotated == 0:
             findings.append(_finding("empty", path, "no annotated pixel"))
-        elif _zero_means_unannotated(scribble, num_classes):
+        elif _zero_means_unannotated(scribble, maps.get("mask"), num_classes):
             findings.append(
                 _finding(
-                    "zero", path, "0 fills all but some strokes and 255 is absent: save 'not annotated' as 255, not 0"
+                    "zero", path, "255 is absent and 0 fills all but some strokes: save 'not annotated' as 255, not 0"
                 )
             )
         if "mask" in maps and maps["mask"].shape == scribble.shape:
@@ -322,13 +324,16 @@ def _shift_hint(scribble: np.ndarray, mask: np.ndarray, told: np.ndarray, share:
     return f"; {best} only {shares[best]:.1%} would" if best and shares[best] < share / 4 else ""
 
 
-def _zero_means_unannotated(scribble: np.ndarray, num_classes: int) -> bool:
+def _zero_means_unannotated(scribble: np.ndarray, mask: np.ndarray | None, num_classes: int) -> bool:
     if (scribble == NOT_ANNOTATED).mean() > _FEW_UNANNOTATED or (scribble == 0).mean() < _ZERO_SHARE:
         return False
     marked = ((scribble > 0) & (scribble < num_classes)).astype(np.uint8)
     if not marked.any():
         return False  # an empty scene, densely labelled
-    side = max(3, round(_STROKE_WIDTH * min(scribble.shape))) | 1
+    if mask is not None and mask.shape == scribble.shape:
+        objects = (mask > 0) & (mask < num_classes)
+        return bool((scribble[objects] == 0).mean() > _ZERO_SHARE) if objects.any() else False
+    side = max(_LEAST_STROKE, round(_STROKE_WIDTH * min(scribble.shape))) | 1
     rest = cv2.morphologyEx(marked, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
     return rest.sum() < _STROKE_REST * marked.sum()
 

@@ -1,5 +1,8 @@
 """Small made data sets."""
 
+import runpy
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -50,3 +53,16 @@ def made_cfg(made_folder):
         )
 
     return build
+
+
+@pytest.fixture
+def run_tool(root, monkeypatch):
+    """Run a command line in this process (an import of PyTorch costs seconds): path, arguments -> status."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(root / name), run_name="__main__")
+        return left.value.code or 0
+
+    return run

@@ -1,0 +1,297 @@
+"""datasets/prepare_*.py on made trees: what is written, twice, with bad files among the good ones."""
+
+import os
+import time
+
+import cv2
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from blpseg.data.datasets import acdc, camvid, pascal_context, pascal_voc
+from blpseg.errors import BLPSegError
+
+h5py = pytest.importorskip("h5py")
+
+
+def snapshot(folder):
+    return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def no_leftovers(folder):
+    return not [p for p in folder.rglob("*.tmp")]
+
+
+@pytest.fixture
+def voc(tmp_path):
+    root = tmp_path / "VOC2012"
+    for name in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    for stem in ("2009_b", "2007_a", "2010_c", "2008_d"):
+        (root / f"JPEGImages/{stem}.jpg").touch()
+        (root / f"SegmentationClassAug/{stem}.png").touch()
+    (root / "ImageSets/Segmentation/val.txt").write_text("2010_c\n")
+    return root
+
+
+def test_voc_list_is_sorted_without_val(voc, capsys):
+    assert pascal_voc.prepare(str(voc)) == 0
+    path = voc / "ImageSets/Segmentation/trainaug.txt"
+    assert path.read_text() == "2007_a\n2008_d\n2009_b\n"
+    captured = capsys.readouterr()
+    assert "3 names, written" in captured.out and "10582" in captured.err
+    before = snapshot(voc)
+    assert pascal_voc.prepare(str(voc)) == 0
+    assert snapshot(voc) == before and "up to date" in capsys.readouterr().out
+
+
+def test_voc_problems_are_named(voc, capsys):
+    (voc / "JPEGImages/2008_d.jpg").unlink()
+    (voc / "ImageSets/Segmentation/val.txt").write_text("2010_c\n2011_x\n")
+    assert pascal_voc.prepare(str(voc)) == 1
+    captured = capsys.readouterr().err
+    assert "no image 2008_d" in captured and "2011_x has no mask" in captured
+    (voc / "ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(BLPSegError, match="val.txt: no such list; datasets/README.md"):
+        pascal_voc.prepare(str(voc))
+
+
+@pytest.fixture
+def context(tmp_path):
+    """459 labels of which 59, in another order, are kept; three spelt otherwise; two .mat files."""
+    root = tmp_path / "VOCdevkit" / "Context"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    kept = ["diningtable", "bedcloth", "clothes"] + [f"thing {i}" for i in range(56)]
+    labels = [f"other{i}" for i in range(397)] + [f"thing {i}" for i in range(56)][::-1]
+    labels += ["cloth", "table", "bedclothes", "last1", "last2", "last3"]
+    assert len(labels) == 459
+    folder = root / "SegmentationClass"
+    (folder / "labels.txt").write_text("".join(f"{i}: {name}\n" for i, name in enumerate(labels, 1)))
+    (folder / "59_labels.txt").write_text("".join(f"{i}: {name}\n" for i, name in enumerate(kept, 1)))
+    expected = {name: i for i, name in enumerate(kept, 1)}
+    expected |= {"table": 1, "bedclothes": 2, "cloth": 3}
+    rng = np.random.default_rng(0)
+    masks = {}
+    for stem in ("a", "b"):
+        label_map = rng.integers(0, 460, (37, 29)).astype(np.uint16)
+        savemat(folder / f"{stem}.mat", {"LabelMap": label_map})
+        masks[stem] = np.array([[0 if v == 0 else expected.get(labels[v - 1], 0) for v in row] for row in label_map])
+    for name, stem in (("train", "a"), ("val", "b")):
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text(f"{stem}\n")
+    return root, masks
+
+
+def test_context_mat_becomes_60_classes(context, capsys):
+    root, masks = context
+    assert pascal_context.prepare(str(root)) == 0
+    folder = root / "SegmentationClass"
+    for stem, mask in masks.items():
+        assert {0, 1, 2, 3} <= set(np.unique(mask)) and len(np.unique(mask)) > 50
+        np.testing.assert_array_equal(cv2.imread(str(folder / f"{stem}.png"), cv2.IMREAD_UNCHANGED), mask)
+    before = snapshot(root)
+    assert pascal_context.prepare(str(root), jobs=2) == 0
+    assert snapshot(root) == before and "0 written, 2 up to date" in capsys.readouterr().out
+    os.utime(folder / "a.mat", (time.time() + 5, time.time() + 5))
+    pascal_context.prepare(str(root))
+    assert "1 written, 1 up to date" in capsys.readouterr().out
+
+
+def test_context_bad_files_are_named_and_the_others_done(context, run_tool, capsys):
+    tree, masks = context
+    folder = tree / "SegmentationClass"
+    (folder / "c.mat").write_bytes(b"MATLAB 5.0 MAT-file" + b"\0" * 200)
+    savemat(folder / "d.mat", {"LabelMap": np.full((3, 3), 460)})
+    savemat(folder / "e.mat", {"Something": 1})
+    assert run_tool("datasets/prepare_pascal_context.py", "--root", str(tree), "--jobs", "2") == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    for stem in "cde":
+        assert f"error: {folder}/{stem}.mat: " in printed and not (folder / f"{stem}.png").exists()
+    for stem, mask in masks.items():
+        np.testing.assert_array_equal(cv2.imread(str(folder / f"{stem}.png"), cv2.IMREAD_UNCHANGED), mask)
+    assert no_leftovers(tree)
+
+
+def test_context_png_masks(context, tmp_path, capsys):
+    tree, _ = context
+    folder = tree / "SegmentationClass"
+    for path in folder.glob("*.mat"):
+        path.unlink()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    names = [
+        {"plane": "aeroplane", "bike": "bicycle", "plant": "pottedplant", "monitor": "tvmonitor"}.get(n, n)
+        for n in pascal_context.CLASSES
+    ]
+    alphabetical = ["background", *sorted(names[1:])]
+    mask = np.random.default_rng(1).integers(0, 60, (20, 20)).astype(np.uint8)
+    for stem in ("a", "b"):
+        cv2.imwrite(
+            str(theirs / f"{stem}.png"),
+            np.array([alphabetical.index(names[v]) for v in mask.ravel()], np.uint8).reshape(20, 20),
+        )
+    assert pascal_context.prepare(str(tree), png=str(theirs), png_order="alphabetical") == 0
+    np.testing.assert_array_equal(cv2.imread(str(folder / "a.png"), cv2.IMREAD_UNCHANGED), mask)
+    assert pascal_context.prepare(str(tree)) == 0  # masks that are there are checked
+    cv2.imwrite(str(folder / "b.png"), np.full((4, 4), 60, np.uint8))
+    assert pascal_context.prepare(str(tree)) == 1
+    assert "b.png: value 60" in capsys.readouterr().err
+    (folder / "b.png").unlink()
+    assert pascal_context.prepare(str(tree)) == 1
+    assert "val.txt: 1 names have no mask" in capsys.readouterr().err
+    with pytest.raises(BLPSegError, match="must not be the output"):
+        pascal_context.prepare(str(tree), png=str(folder))
+
+
+def test_context_lists_must_fit(context):
+    tree, _ = context
+    (tree / "SegmentationClass/59_labels.txt").write_text("1: unicorn\n")
+    with pytest.raises(BLPSegError, match="'unicorn' is not in labels.txt"):
+        pascal_context.prepare(str(tree))
+
+
+def write_h5(path, image, label, scribble):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["image"], file["label"], file["scribble"] = image, label, scribble
+
+
+@pytest.fixture
+def h5(tmp_path):
+    """A slice and a volume to train on, a volume to validate on."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, shape in (
+        ("slices/patient021_frame01_slice_4", (9, 7)),
+        ("volumes/patient021_frame01", (6, 9, 7)),  # the slices of this frame come first
+        ("volumes/patient022_frame05", (2, 8, 6)),
+        ("volumes/patient003_frame02", (3, 8, 8)),
+    ):
+        arrays[name] = (
+            rng.random(shape).astype(np.float32),
+            rng.integers(0, 4, shape).astype(np.uint8),
+            rng.integers(0, 5, shape).astype(np.uint16),
+        )
+        write_h5(tmp_path / f"ACDC/ACDC_training_{name}.h5", *arrays[name])
+    return tmp_path, arrays
+
+
+def test_acdc_h5_becomes_png(h5, capsys):
+    root, arrays = h5
+    output = root / "acdc_png"
+    assert acdc.prepare(str(root / "ACDC"), str(output)) == 0
+    expected = {}
+    for name, parts in arrays.items():
+        if name == "volumes/patient021_frame01":
+            continue
+        split = "val" if "003" in name else "train"
+        stem, _, first = name.split("/")[1].partition("_slice_")
+        volume = [part if part.ndim == 3 else part[None] for part in parts]
+        for i in range(len(volume[0])):
+            for folder, part in zip(("images", "masks", "scribbles"), volume, strict=True):
+                if folder == "images":
+                    part = np.round(part * 255)
+                elif folder == "scribbles":
+                    part = np.where(part == 4, 255, part)
+                expected[f"{folder}/{split}/{stem}_slice_{int(first or 0) + i}.png"] = part[i]
+    expected = {name: array for name, array in expected.items() if not name.startswith("scribbles/val")}
+    assert {str(p.relative_to(output)) for p in output.rglob("*.png")} == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(cv2.imread(str(output / name), cv2.IMREAD_UNCHANGED), array, err_msg=name)
+    before = snapshot(output)
+    assert acdc.prepare(str(root / "ACDC"), str(output), jobs=2) == 0
+    assert snapshot(output) == before and "0 written, 3 up to date" in capsys.readouterr().out
+
+
+def test_acdc_folds(h5):
+    root, _ = h5
+    assert acdc.prepare(str(root / "ACDC"), str(root / "two"), fold=2) == 0
+    assert {p.name[:10] for p in (root / "two/images/val").iterdir()} == {"patient021", "patient022"}
+    assert {p.name[:10] for p in (root / "two/scribbles/train").iterdir()} == {"patient003"}
+
+
+def test_acdc_bad_files_are_named_and_the_others_done(h5, capsys):
+    root, arrays = h5
+    folder = root / "ACDC/ACDC_training_slices"
+    image, label, scribble = arrays["slices/patient021_frame01_slice_4"]
+    (folder / "patient030_frame01_slice_0.h5").write_bytes(b"no hdf5")
+    write_h5(folder / "patient031_frame01_slice_0.h5", image * 300, label, scribble)
+    write_h5(folder / "patient032_frame01_slice_0.h5", image, label + 1, scribble)
+    write_h5(folder / "patient033_frame01_slice_0.h5", image, label, scribble[:3])
+    (folder / "patient034_frame01_slice_0.h5").touch()
+    (folder / "notes.h5").touch()
+    output = root / "acdc_png"
+    assert acdc.prepare(str(root / "ACDC"), str(output)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    for name, why in (
+        ("patient030_frame01_slice_0", "not an .h5 file"),
+        ("patient031_frame01_slice_0", "0..1"),
+        ("patient032_frame01_slice_0", "whole numbers 0..3"),
+        ("patient033_frame01_slice_0", "one shape"),
+        ("patient034_frame01_slice_0", "not an .h5 file"),
+        ("notes", "patientNNN"),
+    ):
+        assert any(f"{name}.h5: " in line and why in line for line in lines), name
+    assert len(list((output / "images/train").iterdir())) == 3 and no_leftovers(output)
+    with pytest.raises(BLPSegError, match="no .h5 file"):
+        acdc.prepare(str(root), str(output))
+
+
+def test_acdc_samples_agree_with_the_published_slices(shared_data, tmp_path):
+    assert acdc.prepare(str(shared_data / "ACDC"), str(tmp_path / "out")) == 0
+    made = sorted((tmp_path / "out").rglob("*.png"))
+    assert len(made) == 3 * 14 + 2 * 10
+    for path in made:
+        theirs = shared_data / "acdc_png" / path.relative_to(tmp_path / "out")
+        np.testing.assert_array_equal(cv2.imread(str(path), -1), cv2.imread(str(theirs), -1), err_msg=path.name)
+
+
+@pytest.fixture
+def camvid_tree(tmp_path):
+    root = tmp_path / "CamVid"
+    mask = np.zeros((36, 48), np.uint8)
+    mask[:, 20:], mask[10:20, 5:40], mask[30:] = 3, 8, 11
+    for name, count in (("train", 3), ("val", 2)):
+        for folder in (name, f"{name}annot"):
+            (root / folder).mkdir(parents=True)
+        for i in range(count):
+            cv2.imwrite(str(root / f"{name}/{name}{i}.png"), np.full((36, 48, 3), 90, np.uint8))
+            cv2.imwrite(str(root / f"{name}annot/{name}{i}.png"), mask)
+    return root, mask
+
+
+def test_camvid_scribbles(camvid_tree, capsys):
+    root, mask = camvid_tree
+    assert camvid.prepare(str(root)) == 0
+    scribbles = [cv2.imread(str(p), -1) for p in sorted((root / "trainscribble").glob("*.png"))]
+    assert len(scribbles) == 3
+    for scribble in scribbles:
+        assert set(np.unique(scribble)) == {0, 3, 8, 255}  # nothing in the void
+        assert (scribble == mask)[scribble != 255].all()
+    assert (scribbles[0] != scribbles[1]).any()  # each image has a seed of its own
+    before = snapshot(root)
+    assert camvid.prepare(str(root)) == 0
+    assert snapshot(root) == before
+    assert camvid.prepare(str(root), preference=1.0) == 0
+    assert "3 scribbles written" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_camvid_problems_are_named(camvid_tree, capsys):
+    root, _ = camvid_tree
+    (root / "val/val1.png").unlink()
+    (root / "trainannot/train0.png").write_bytes(b"no png")
+    cv2.imwrite(str(root / "trainannot/train1.png"), np.full((36, 48), 12, np.uint8))
+    cv2.imwrite(str(root / "valannot/val0.png"), np.zeros((48, 36), np.uint8))
+    assert camvid.prepare(str(root)) == 1
+    captured = capsys.readouterr().err
+    for text in (
+        "val1.png: has no partner",
+        "train0.png: not an image",
+        "train1.png: value 12",
+        "val0.png: not of the size",
+    ):
+        assert text in captured
+    assert (root / "trainscribble/train2.png").exists()
+    with pytest.raises(BLPSegError, match="no such folder; datasets/README.md"):
+        camvid.prepare(str(root / "nowhere"))
