@@ -119,4 +119,4 @@ def test_colour_alone_does_not_tell_the_class():
             np.add.at(confusion, (mask, guess[keys(image)]), 1)
         hits = np.diag(confusion)
         best = max(best, (hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean())
-    assert best < 0.4
+    assert best < 0.3
