@@ -46,6 +46,11 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --resume OUTPUT_DIR output/demo/model
 	$(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --dataset synthetic_scribble_train synthetic_val --panels \
 		--limit 6 --output output/demo --opts MODEL.WEIGHTS output/demo/model/model_final.pth
+	@echo "Wrote output/demo/*_panels.png (image, scribble, annotation probability, prediction, truth),"
+	@echo "      output/demo/model (checkpoints, results.json, metrics.json, TensorBoard events) and datasets/synthetic."
+	@echo "Next: your own photos, with the model just trained or a folder of your own (README.md):"
+	@echo "      $(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --input 'photos/*.jpg' --output output/photos \\"
+	@echo "          --opts MODEL.WEIGHTS output/demo/model/model_final.pth"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
