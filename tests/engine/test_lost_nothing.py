@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -125,3 +126,26 @@ def test_truncated_and_damaged_checkpoints_are_skipped(door, tmp_path):
     assert run.wait() == 1
     (error,) = run.errors()
     assert "none of its checkpoints can be read" in error and "--overwrite" in error
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signal_to_all_processes(door, tmp_path, processes, everyone):
+    """A terminal's Ctrl-C reaches the process group, a scheduler's SIGTERM every process, loader workers too."""
+    folder = tmp_path / "out"
+    options = ["--num-gpus", processes, "OUTPUT_DIR", folder, "DATALOADER.NUM_WORKERS", 2, "SOLVER.MAX_ITER", 100000]
+    run = door(*options, "SOLVER.CHECKPOINT_PERIOD", 100000)
+    run.wait_for("iter 3/")
+    if everyone:
+        for pid in [run.pid, *descendants(run.pid)]:
+            os.kill(pid, signal.SIGTERM)
+    else:
+        os.killpg(run.pid, signal.SIGINT)
+    assert run.wait() == 128 + (signal.SIGTERM if everyone else signal.SIGINT), run.output
+    assert "Traceback" not in run.output and not run.errors()
+    assert len(list(folder.glob("model_*.pth"))) == 1
