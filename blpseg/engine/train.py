@@ -28,21 +28,22 @@ logger = logging.getLogger(__name__)
 
 def run(args) -> int:
     """Do what ``tools/train_net.py``'s parsed command line asks for, in as many processes; the exit status."""
-    cfg = _config(args)  # mistakes in it are told before any process starts
+    cfg, _ = _config(args)  # mistakes in it are told before any process starts
     return launch(_worker, args, use_gpu=cfg.MODEL.DEVICE.startswith("cuda"))
 
 
-def _config(args) -> CfgNode:
+def _config(args) -> tuple[CfgNode, str]:
+    """The config, its MODEL.DEVICE made to fit this machine, and the device it asked for."""
     cfg = get_cfg(args.config_file, args.opts)
+    wanted = cfg.MODEL.DEVICE
     if cfg.MODEL.DEVICE.startswith("cuda"):
         # A process has one GPU, chosen by its rank.
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-    return cfg
+    return cfg, wanted
 
 
 def _worker(args, stop: StopRequest) -> int:
-    wanted = get_cfg(args.config_file, args.opts).MODEL.DEVICE
-    cfg = _config(args)
+    cfg, wanted = _config(args)
     if args.replay:
         from .replay import replay
 

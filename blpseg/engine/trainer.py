@@ -81,6 +81,7 @@ class Trainer(TrainerBase):
         """
         super().__init__()
         self.cfg = cfg
+        self._config_text = cfg.dump()  # a third of a second
         self.stop = stop
         self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
         self.images_per_process = _images_per_process(cfg, self.world_size)
@@ -115,7 +116,7 @@ class Trainer(TrainerBase):
             "iteration": self.iter,
             "seed": self.cfg.SEED,
             "world_size": self.world_size,
-            "config": self.cfg.dump(),
+            "config": self._config_text,
             "class_names": list(MetadataCatalog.get(names[0]).get("stuff_classes", [])) if names else [],
             "versions": provenance(),
         }
