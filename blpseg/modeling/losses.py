@@ -8,6 +8,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from .pixel_sampling import PixelSampler, cross_entropy_at
+
 __all__ = [
     "SEGMENTATION_LOSS_REGISTRY",
     "BLPLoss",
@@ -55,17 +57,17 @@ def blp_loss(
     Returns:
         the loss, a scalar; the mean weight over supervised pixels and their number, scalars without gradient.
     """
+    pixels = torch.nonzero(((target >= 0) & (target < logits.shape[1])).flatten())[:, 0]
+    label = target.flatten()[pixels]
     size = target.shape[-2:]
-    image, row, column = torch.nonzero((target >= 0) & (target < logits.shape[1]), as_tuple=True)
-    label = target[image, row, column]
     with torch.autocast(logits.device.type, enabled=False):
-        log_p = F.log_softmax(upsample(logits, size), dim=1)[image, label, row, column]
-        log_q = F.log_softmax(upsample(annotation_logits.detach(), size), dim=1)[image, label, row, column]
-        weight = blp_weight(log_p, log_q, gamma)
-        # index_add sums one by one; in float32 that costs 1e-4 of the loss at 10^5 pixels.
-        zeros = log_p.new_zeros(logits.shape[0], dtype=torch.float64)
-        numerator = zeros.index_add(0, image, (-weight * log_p).double())
-        denominator = zeros.index_add(0, image, weight.double())
+        annotation = PixelSampler(annotation_logits, size)
+
+        def weigh(log_p: torch.Tensor, chunk: slice) -> torch.Tensor:
+            log_q = annotation(pixels[chunk]).log_softmax(dim=1).gather(1, label[chunk, None])
+            return blp_weight(log_p, log_q, gamma)
+
+        numerator, denominator = cross_entropy_at(logits, pixels, label, size, weigh)
         loss = (numerator / (denominator + 1e-7)).mean().float()
     return loss, denominator.sum() / max(len(label), 1), label.new_tensor(len(label))
 
@@ -82,13 +84,14 @@ def annotation_loss(logits: torch.Tensor, scribble: torch.Tensor, unannotated_we
         a scalar; 0 when every pixel is padding.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        class_weight = logits.new_ones(logits.shape[1], dtype=torch.float32)
+        class_weight = logits.new_ones(logits.shape[1], dtype=torch.float64)
         class_weight[-1] = unannotated_weight
-        loss = F.cross_entropy(
-            upsample(logits, scribble.shape[-2:]), scribble, class_weight, ignore_index=PADDING, reduction="sum"
+        pixels = torch.nonzero((scribble != PADDING).flatten())[:, 0]
+        label = scribble.flatten()[pixels]
+        loss, total = cross_entropy_at(
+            logits, pixels, label, scribble.shape[-2:], lambda _, chunk: class_weight[label[chunk, None]]
         )
-        total = class_weight[scribble[scribble != PADDING]].sum()
-        return loss / total.clamp(min=torch.finfo(torch.float32).tiny)
+        return (loss.sum() / total.sum().clamp(min=torch.finfo(torch.float32).tiny)).float()
 
 
 @SEGMENTATION_LOSS_REGISTRY.register()

@@ -24,11 +24,13 @@ def pseudo_labels(
     Returns:
         (N, H, W) long: 0..C-1 supervision, 255 none.
     """
+    label = torch.where(scribble < logits.shape[1], scribble, PADDING)
+    size = scribble.shape[-2:]
     with torch.autocast(logits.device.type, enabled=False):
-        probability = upsample(logits, scribble.shape[-2:]).softmax(dim=1)
-        confidence, label = (probability * image_classes[:, :, None, None]).max(dim=1)
-    label[confidence < threshold] = PADDING
-    annotated = scribble < logits.shape[1]
-    label[annotated] = scribble[annotated]
-    label[scribble == PADDING] = PADDING
+        # An image at a time: at image size a batch of probabilities is larger than what the network keeps of it.
+        for target, annotation, x, classes in zip(label, scribble, logits, image_classes, strict=True):
+            probability = upsample(x[None], size)[0].softmax(dim=0).mul_(classes[:, None, None])
+            confidence, predicted = probability.max(dim=0)
+            predicted[confidence < threshold] = PADDING
+            torch.where(annotation == logits.shape[1], predicted, target, out=target)
     return label

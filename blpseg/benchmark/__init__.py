@@ -1,0 +1,6 @@
+"""What BLPSeg costs in time and memory, each figure beside that of the plain way to do the same."""
+
+from .measure import Row, table
+from .workloads import BENCHMARKS, Options
+
+__all__ = ["BENCHMARKS", "Options", "Row", "table"]
