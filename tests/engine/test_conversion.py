@@ -1,6 +1,7 @@
 """tools/convert_checkpoint.py through its door: every layout, what it prints, what it refuses."""
 
 import pickle
+import runpy
 import subprocess
 import sys
 
@@ -16,9 +17,23 @@ from blpseg.engine.conversion import convert, state_dict_of
 from blpseg.errors import BLPSegError
 
 
-def run(root, *args):
+def run_process(root, *args):
     command = [sys.executable, "-W", "ignore", str(root / "tools/convert_checkpoint.py"), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=root)
+
+
+@pytest.fixture
+def run(root, capsys, monkeypatch):
+    """The tool in this process, as the command line calls it: another process spends its time on imports."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / "tools/convert_checkpoint.py"), run_name="__main__")
+        return subprocess.CompletedProcess(args, end.value.code or 0, *capsys.readouterr())
+
+    return run
 
 
 def model_of(root, classes=21, depth=50, *opts):
@@ -63,11 +78,11 @@ def test_round_trip(ours, published):
     assert all(torch.equal(back.state_dict[k], ours[k]) for k in ours)
 
 
-def test_published_file_with_module_prefix_cached_table_and_wrapper(root, tmp_path, published):
+def test_published_file_with_module_prefix_cached_table_and_wrapper(root, run, tmp_path, published):
     state = {f"module.{k}": v for k, v in published.items()}
     state["module.distance_prob"] = torch.zeros(1, 16, 16)
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "in.pth")
-    result = run(root, tmp_path / "in.pth", tmp_path / "out.pth")
+    result = run(tmp_path / "in.pth", tmp_path / "out.pth")
     assert result.returncode == 0, result.stderr
     assert "published BLPSeg checkpoint" in result.stdout
     assert f"matched {len(published) - 3} of {len(published) + 1} tensors" in result.stdout
@@ -117,7 +132,7 @@ def features_of(resnet, x):
         ("torchvision, 18 layers", torchvision.models.resnet18, None),
     ],
 )  # fmt: skip
-def test_resnets_compute_what_they_did(root, tmp_path, name, make, opts):
+def test_resnets_compute_what_they_did(root, run, tmp_path, name, make, opts):
     torch.manual_seed(0)
     resnet = make().eval()
     for module in resnet.modules():
@@ -125,7 +140,7 @@ def test_resnets_compute_what_they_did(root, tmp_path, name, make, opts):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.running_mean, std=0.1)
     torch.save(resnet.state_dict(), tmp_path / "in.pth")
-    result = run(root, tmp_path / "in.pth", tmp_path / "out.pth")
+    result = run(tmp_path / "in.pth", tmp_path / "out.pth")
     assert result.returncode == 0, result.stderr
     assert "dropped fc.weight" in result.stdout and "ImageNet classifier" in result.stdout
     for part in ("annotation_head", "embedding", "pixel_decoder", "sem_seg_head"):
@@ -161,9 +176,9 @@ def test_detectron2_pickle_of_arrays_is_read(tmp_path):
         ([1, 2], "expected a mapping"),
     ],
 )
-def test_what_is_not_recognised_is_refused_in_one_line(root, tmp_path, content, word):
+def test_what_is_not_recognised_is_refused_in_one_line(run, tmp_path, content, word):
     torch.save(content, tmp_path / "in.pth")
-    result = run(root, tmp_path / "in.pth", tmp_path / "out.pth")
+    result = run(tmp_path / "in.pth", tmp_path / "out.pth")
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert "in.pth" in result.stderr and word in result.stderr
@@ -183,7 +198,7 @@ def test_layouts_that_cannot_go_back_say_why(root):
         convert(state, "ours.pth")
 
 
-def test_nothing_in_the_file_is_run(root, tmp_path):
+def test_nothing_in_the_file_is_run(run, tmp_path):
     marker = tmp_path / "ran"
 
     class Trap:
@@ -195,7 +210,7 @@ def test_nothing_in_the_file_is_run(root, tmp_path):
         ("in.pkl", lambda f: f.write_bytes(pickle.dumps({"w": np.zeros(3), "x": Trap()}))),
     ):
         write(tmp_path / name)
-        result = run(root, tmp_path / name, tmp_path / "out.pth")
+        result = run(tmp_path / name, tmp_path / "out.pth")
         assert result.returncode == 1 and name in result.stderr and "refused" in result.stderr
         assert "Traceback" not in result.stderr
     assert not marker.exists()
@@ -203,5 +218,5 @@ def test_nothing_in_the_file_is_run(root, tmp_path):
 
 def test_the_input_is_not_overwritten(root, tmp_path):
     torch.save({"w": torch.zeros(1)}, tmp_path / "in.pth")
-    result = run(root, tmp_path / "in.pth", tmp_path / "in.pth")
+    result = run_process(root, tmp_path / "in.pth", tmp_path / "in.pth")
     assert result.returncode == 1 and "give another name" in result.stderr
