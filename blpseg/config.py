@@ -134,7 +134,7 @@ def _add_test_keys(cfg: CN) -> None:
     # Images of more than ABOVE pixels are segmented in overlapping square tiles, so that memory does not grow
     # with the image. ABOVE 0 = never.
     cfg.TEST.TILE = CN()
-    cfg.TEST.TILE.ABOVE = 1_000_000
+    cfg.TEST.TILE.ABOVE = 700_000
     cfg.TEST.TILE.SIZE = 512  # side of a tile, pixels
     cfg.TEST.TILE.OVERLAP = 128  # pixels that neighbouring tiles share, at least
 

@@ -61,7 +61,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     if cfg.TEST.REPORT.ENABLED:
         evaluator = DatasetEvaluators([evaluator, ReportEvaluator.from_config(cfg, dataset_name, output_dir)])
     if cfg.TEST.CRF.ENABLED:
-        return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS)
+        return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS, cfg.INPUT.FORMAT)
     return evaluator
 
 

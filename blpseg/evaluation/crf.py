@@ -70,7 +70,7 @@ class DenseCRF:
         """
         Args:
             logits: (C, H, W) float.
-            image: (H, W, 3) uint8; the order of its channels does not matter.
+            image: (H, W, 3) uint8 RGB. (The library's lattice treats the channels nearly, not quite, alike.)
 
         Returns:
             (H, W) class map, uint8 (int64 beyond 256 classes).
@@ -108,15 +108,17 @@ class CRFEvaluator(DatasetEvaluator):
     pydensecrf holds Python's interpreter lock, so the images are shared out among processes.
     """
 
-    def __init__(self, evaluator: DatasetEvaluator, crf: DenseCRF, workers: int = 0):
+    def __init__(self, evaluator: DatasetEvaluator, crf: DenseCRF, workers: int = 0, image_format: str = "RGB"):
         """
         Args:
             evaluator: gets (H, W) class maps, in the order of the images.
             crf: what is applied.
             workers: processes; 0 for one a CPU core that this process may use.
+            image_format: "RGB" or "BGR", the channels of the inputs' ``image``.
         """
         self._evaluator = evaluator
         self._crf = crf
+        self._swap = image_format == "BGR"
         self._workers = workers or len(os.sched_getaffinity(0))
         self._pool = None
         self._pending = collections.deque()
@@ -134,7 +136,7 @@ class CRFEvaluator(DatasetEvaluator):
         """As :meth:`SemSegEvaluator.process`; ``sem_seg`` must be logits and ``image`` (3, H', W') in 0..255."""
         for x, output in zip(inputs, outputs, strict=True):
             logits = output["sem_seg"].cpu().numpy()
-            image = image_array(x["image"], logits.shape[-2:])
+            image = image_array(x["image"].flip(0) if self._swap else x["image"], logits.shape[-2:])
             # The record alone: nothing keeps the image's tensor while the queue is long.
             record = {key: value for key, value in x.items() if not isinstance(value, torch.Tensor)}
             self._pending.append((record, self._pool.submit(self._crf, logits, image)))

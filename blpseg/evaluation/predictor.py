@@ -107,7 +107,8 @@ class Predictor:
         for i, (array, output) in enumerate(zip(arrays, outputs, strict=True)):
             result = {}
             if self._crf is not None:
-                result["sem_seg"] = self._crf(output.numpy(), array)
+                rgb = array if self.cfg.INPUT.FORMAT == "RGB" else array[..., ::-1]
+                result["sem_seg"] = self._crf(output.numpy(), rgb)
             else:
                 result["sem_seg"] = class_map(output).numpy()
             if self.return_logits:

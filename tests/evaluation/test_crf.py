@@ -68,14 +68,19 @@ def test_every_parameter_is_used():
         assert (DenseCRF(**{name: value})(logits, image) != plain).any(), name
 
 
-def test_evaluation_is_that_of_the_refined_maps(dataset, toy_cfg):
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_evaluation_is_that_of_the_refined_maps(dataset, toy_cfg, image_format):
     records, model = dataset(3), ColorModel(4)
+    toy_cfg.INPUT.FORMAT = image_format
     toy_cfg.TEST.CRF.ENABLED = True
     toy_cfg.TEST.CRF.NUM_WORKERS = 1
     toy_cfg.TEST.WRITE_PREDICTIONS = True
     evaluate(toy_cfg, model)
+    inputs = load_inputs(records)  # RGB
+    if image_format == "BGR":
+        inputs = [{**x, "image": x["image"].flip(0)} for x in inputs]
     with torch.no_grad():
-        outputs = model(load_inputs(records))
+        outputs = model(inputs)
     for record, output in zip(records, outputs, strict=True):
         name = f"{toy_cfg.OUTPUT_DIR}/inference/toy_val/results/toy/Segmentation/comp6_val_cls/{record['image_id']}.png"
         expected = DenseCRF.from_config(toy_cfg)(output["sem_seg"].numpy(), np.array(Image.open(record["file_name"])))
