@@ -178,8 +178,10 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
         try:
             # Detectron2's merge_from_file falls back to a YAML loader that can run code; this one does not.
             node = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BLPSegError(f"{config_file}: not a readable YAML config: {error}") from error
+        except (AttributeError, TypeError) as error:  # what an empty file or a bare word comes to in fvcore
+            raise BLPSegError(f"{config_file}: empty, or not a mapping of config keys") from error
         if not isinstance(node, dict):
             raise BLPSegError(f"{config_file}: expected a mapping of config keys, found {type(node).__name__}")
         _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(node)), config_file)
