@@ -76,7 +76,7 @@ def local_aggregation(
 
 
 # Grids up to this many positions have tables too small for tiles to pay (docs/PERFORMANCE.md).
-DENSE_POSITIONS = 1024
+DENSE_POSITIONS = 1000
 # A float32 dot product of squared norm g is off by about g * 2^-23; beyond this g that is more than 1e-4.
 FLOAT32_SQUARED_NORM = 1024.0
 # A position whose features are this many times the mean in squared length can take all weight everywhere. The gradient

@@ -1,0 +1,149 @@
+"""The benchmark's harness: that pairs do the same work and figures are what they claim. No time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from blpseg.benchmark.literal import literal_blp_loss, plain_inference
+from blpseg.benchmark.measure import BASELINE, OURS, Row, compare_memory, compare_time, peak_memory, table
+from blpseg.benchmark.workloads import BENCHMARKS, FEATURES, WORKLOADS, Options, make_features
+from blpseg.evaluation import Inference
+from blpseg.modeling import blp_loss
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def options(root):
+    defaults = Options()
+    configs = {key: str(root / getattr(defaults, key)) for key in ("train_config", "tiny_config")}
+    return Options(**configs).smoke()
+
+
+def test_peak_memory_is_that_of_what_is_allocated():
+    def run():
+        for _ in range(3):
+            torch.ones(32 * MIB // 4)
+
+    assert 31 * MIB <= peak_memory(run, "cpu") <= 40 * MIB
+
+
+def test_peak_memory_leaves_out_earlier_peaks():
+    torch.ones(64 * MIB // 4)
+    assert peak_memory(lambda: torch.ones(8 * MIB // 4), "cpu") <= 16 * MIB
+
+
+def test_memory_of_dense_tables_is_seen_in_the_child():
+    arguments = {"impl": "tiled", "kind": "noise", "grid": (48, 48), "channels": 8, "classes": 2, "batch": 1}
+    megabytes = compare_memory("lam", {**arguments, "device": "cpu", "amp": False})
+    one_table = 4 * 48**4 / MIB
+    assert megabytes[BASELINE] >= 3 * one_table
+    assert megabytes[OURS] < megabytes[BASELINE]
+
+
+def test_sides_take_turns():
+    calls = []
+    sides = {OURS: lambda: calls.append(OURS) or 1, BASELINE: lambda: calls.append(BASELINE) or 2}
+    seconds, results = compare_time(sides, 2)
+    assert calls == [OURS, BASELINE] * 3
+    assert results == {OURS: 1, BASELINE: 2} and min(seconds.values()) >= 0
+
+
+@pytest.mark.parametrize(
+    "ours,baseline,target,verdict",
+    [
+        (1.0, 2.0, 2.0, "pass"), (1.0, 1.9, 2.0, "fall short"),
+        (0.5, None, 1.0, "pass"), (2.0, None, 1.0, "fall short"),
+        (1.0, 2.0, None, ""), (None, None, 2.0, ""), (0.0, None, 0.0, "pass"),
+    ],
+)  # fmt: skip
+def test_verdicts(ours, baseline, target, verdict):
+    row = Row("part", "case", "time", ours, baseline, target)
+    assert row.verdict == verdict == row.as_dict()["verdict"]
+    assert not verdict or verdict in table([row])
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_features_are_reproducible(kind):
+    features = make_features(kind, 8, 12, 10)
+    assert features.shape == (1, 8, 12, 10) and torch.isfinite(features).all()
+    assert torch.equal(features, make_features(kind, 8, 12, 10))
+
+
+def test_literal_loss_is_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 4, 6, 5, generator=generator)).requires_grad_()
+    annotation = 3 * torch.randn(2, 5, 6, 5, generator=generator)
+    target = torch.randint(5, (2, 24, 20), generator=generator)
+    target[:, :3] = 255
+    ours, literal = blp_loss(logits, annotation, target, 2.0)[0], literal_blp_loss(logits, annotation, target, 2.0)
+    torch.testing.assert_close(ours, literal)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (ours, literal)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_both_sides_of_a_training_step_lower_the_same_losses(options):
+    arguments = {"config": options.train_config, "crop": 64, "batch": 2, "device": "cpu", "amp": False}
+    steps = {side: WORKLOADS["train"](side, **arguments) for side in (OURS, BASELINE)}
+    for _ in range(2):  # the second shows the first update
+        losses = {side: step() for side, step in steps.items()}
+        for name, value in losses[OURS].items():
+            assert value == pytest.approx(losses[BASELINE][name], rel=1e-3)
+
+
+def test_plain_inference_is_the_inference():
+    class Model(torch.nn.Module):
+        def forward(self, inputs):
+            return [{"sem_seg": torch.stack([x["image"].mean(0), x["image"][0].cumsum(1)])} for x in inputs]
+
+    model = Model().eval()
+    image = torch.from_numpy(np.random.default_rng(0).uniform(0, 255, (3, 20, 30)).astype(np.float32))
+    scales = (0.5, 1.0, 1.25)
+    found = Inference(model, scales=scales, flip=True)([{"image": image}])[0]["sem_seg"]
+    torch.testing.assert_close(found, plain_inference(model, image, scales, True), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("part", ["data", "scribbles", "evaluator"])
+def test_parts_without_models_of_their_own(part, options):
+    rows = list(BENCHMARKS[part](options))
+    assert rows[0].ours > 0 and rows[0].baseline > 0
+    if part == "scribbles":
+        assert rows[1].quantity == "labels that differ" and rows[1].ours == 0
+
+
+def test_command_prints_a_table_and_writes_json(root, tmp_path):
+    path = tmp_path / "new" / "figures.json"
+    command = [sys.executable, "tools/benchmark.py", "lam", "inference", "--smoke", "--grids", "8", "--output", path]
+    done = subprocess.run(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert {"environment", "options", "rows"} == set(result) and result["environment"]["threads"] >= 1
+    rows = {(row["benchmark"], row["case"], row["quantity"]): row for row in result["rows"]}
+    assert {row["benchmark"] for row in result["rows"]} == {"lam", "lam scaling", "inference"}
+    exact = [row for key, row in rows.items() if key[1].startswith("auto") and key[2].startswith("error")]
+    assert len(exact) == 3 * len(FEATURES) and all(row["verdict"] == "pass" for row in exact)
+    for row in result["rows"]:
+        assert row["case"] in done.stdout
+        if row["baseline"] is not None:
+            assert row["ratio"] == pytest.approx(row["baseline"] / row["ours"])
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [(["lam", "--amp"], "--device cuda"), (["data", "--smoke", "--train-config", "no.yaml"], "no.yaml: no such")],
+)
+def test_mistakes_are_one_line(root, arguments, message):
+    done = subprocess.run(
+        [sys.executable, "tools/benchmark.py", *arguments],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
