@@ -3,7 +3,12 @@
 Importing the package registers its models, decoders, losses and data sets with Detectron2.
 """
 
+import warnings
+
 __version__ = "0.1.0"
+
+# Detectron2 scripts two functions at import; recent torch tells every user so at every start.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
 
 try:
     import detectron2.config  # noqa: F401
