@@ -141,8 +141,9 @@ def _sdpa(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: fl
 # scaled by sqrt(log2 e): torch.exp of float32 is 20 times slower on a CPU where it underflows, which here is most of
 # the table.
 
-BLOCK = 16  # side of a block in grid cells
-CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32, which stay in the cache
+BLOCK = 16  # side of a block in grid cells on a CPU, where tiles fit the cache
+BLOCK_CUDA = 32  # fewer and larger launches
+CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32
 CHUNK_SCORES_CUDA = 1 << 24
 SQRT_LOG2E = math.sqrt(math.log2(math.e))
 # Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-100 counts for nothing beside EPSILON.
@@ -153,7 +154,7 @@ NEGLIGIBLE = 1e-5
 
 
 class _Grid:
-    """A (height, width) grid cut into blocks of BLOCK x BLOCK positions, padded to whole blocks.
+    """A (height, width) grid cut into blocks of block x block positions, padded to whole blocks.
 
     Args:
         like: (N, K, height, width), of the dtype and on the device of the tables.
@@ -163,23 +164,25 @@ class _Grid:
 
     def __init__(self, like: torch.Tensor, sigma: float, radius: float):
         self.height, self.width = like.shape[-2:]
-        self.rows, self.columns = -(-self.height // BLOCK), -(-self.width // BLOCK)
+        self.block = BLOCK_CUDA if like.is_cuda else BLOCK
+        self.rows, self.columns = -(-self.height // self.block), -(-self.width // self.block)
         self.sigma, self.radius = sigma, radius
         self.like = like.new_empty(0)
         self.inside = self.split(torch.ones_like(like[:, :1]))  # 0 in the padding
         scores = CHUNK_SCORES_CUDA if like.is_cuda else CHUNK_SCORES
-        self.chunk = max(1, scores // (len(like) * BLOCK**4))
+        self.chunk = max(1, scores // (len(like) * self.block**4))
 
     def split(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, K, height, width) -> (blocks, N, BLOCK^2, K), zero in the padding."""
-        x = F.pad(x, (0, self.columns * BLOCK - self.width, 0, self.rows * BLOCK - self.height))
-        x = x.view(*x.shape[:2], self.rows, BLOCK, self.columns, BLOCK)
-        return x.permute(2, 4, 0, 3, 5, 1).reshape(self.rows * self.columns, len(x), BLOCK**2, -1)
+        """(N, K, height, width) -> (blocks, N, block^2, K), zero in the padding."""
+        x = F.pad(x, (0, self.columns * self.block - self.width, 0, self.rows * self.block - self.height))
+        x = x.view(*x.shape[:2], self.rows, self.block, self.columns, self.block)
+        return x.permute(2, 4, 0, 3, 5, 1).reshape(self.rows * self.columns, len(x), self.block**2, -1)
 
     def join(self, x: torch.Tensor) -> torch.Tensor:
-        """(blocks, N, BLOCK^2, K) -> (N, K, height, width), the inverse of :meth:`split`."""
-        x = x.view(self.rows, self.columns, x.shape[1], BLOCK, BLOCK, -1).permute(2, 5, 0, 3, 1, 4)
-        return x.reshape(*x.shape[:2], self.rows * BLOCK, self.columns * BLOCK)[..., : self.height, : self.width]
+        """(blocks, N, block^2, K) -> (N, K, height, width), the inverse of :meth:`split`."""
+        x = x.view(self.rows, self.columns, x.shape[1], self.block, self.block, -1).permute(2, 5, 0, 3, 1, 4)
+        x = x.reshape(*x.shape[:2], self.rows * self.block, self.columns * self.block)
+        return x[..., : self.height, : self.width]
 
     def offsets(self) -> list[tuple[int, int]]:
         """Offsets (down, right) of pairs of blocks within reach, each pair of blocks at one of them; (0, 0) first."""
@@ -191,9 +194,8 @@ class _Grid:
         ]
         return sorted(offsets, key=lambda offset: offset[0] ** 2 + offset[1] ** 2)
 
-    @staticmethod
-    def _gap(blocks: int) -> int:
-        return max(0, abs(blocks) * BLOCK - BLOCK + 1)
+    def _gap(self, blocks: int) -> int:
+        return max(0, (abs(blocks) - 1) * self.block + 1)
 
     def pairs(self, down: int, right: int, keep: torch.Tensor | None = None) -> list[tuple]:
         """The pairs of blocks at an offset, in chunks.
@@ -221,11 +223,11 @@ class _Grid:
         return [(slice(start, stop), slice(start + shift, stop + shift)) for start, stop in chunks]
 
     def decay(self, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The distance term (BLOCK^2, BLOCK^2) of two blocks, and 1 within the radius, 0 beyond (None: all within)."""
-        steps = torch.arange(BLOCK, device=self.like.device, dtype=self.like.dtype)
-        y = (steps + down * BLOCK - steps[:, None]) ** 2
-        x = (steps + right * BLOCK - steps[:, None]) ** 2
-        distance = (y[:, None, :, None] + x[None, :, None, :]).reshape(BLOCK**2, BLOCK**2)
+        """The distance term (block^2, block^2) of two blocks, and 1 within the radius, 0 beyond (None: all within)."""
+        steps = torch.arange(self.block, device=self.like.device, dtype=self.like.dtype)
+        y = (steps + down * self.block - steps[:, None]) ** 2
+        x = (steps + right * self.block - steps[:, None]) ** 2
+        distance = (y[:, None, :, None] + x[None, :, None, :]).reshape(self.block**2, self.block**2)
         decay = torch.exp2(distance * (-math.log2(math.e) / (2 * self.sigma**2)))
         decay[decay < LOWEST_DECAY] = 0
         if math.isinf(self.radius):
