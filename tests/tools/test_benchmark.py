@@ -38,6 +38,15 @@ def test_peak_memory_leaves_out_earlier_peaks():
     assert peak_memory(lambda: torch.ones(8 * MIB // 4), "cpu") <= 16 * MIB
 
 
+def test_memory_freed_before_is_not_taken_for_free():
+    # Small blocks come from the heap, which keeps them resident; one large block then fits into their place.
+    blocks = [bytearray(100_000) for _ in range(400)]
+    last = bytearray(1000)
+    blocks.clear()
+    assert 30 * MIB <= peak_memory(lambda: [bytearray(100_000) for _ in range(330)], "cpu") <= 50 * MIB
+    del last
+
+
 def test_memory_of_dense_tables_is_seen_in_the_child():
     arguments = {"impl": "tiled", "kind": "noise", "grid": (48, 48), "channels": 8, "classes": 2, "batch": 1}
     megabytes = compare_memory("lam", {**arguments, "device": "cpu", "amp": False})
