@@ -155,7 +155,7 @@ def _spawn(worker: Callable, args, use_gpu: bool) -> int:
 
 
 def _child(local_rank: int, worker: Callable, args, url: str, use_gpu: bool, parent: int, report) -> None:
-    _die_with(parent)
+    die_with(parent)
     if local_rank:
         os.environ["BLPSEG_QUIET_RANK"] = "1"
     stop = StopRequest().install()
@@ -222,7 +222,7 @@ def _leave_group() -> None:
         dist.destroy_process_group()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent is killed: an orphan would go on writing beside a resumed run."""
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

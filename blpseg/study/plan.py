@@ -1,0 +1,256 @@
+"""A study's YAML file -> the runs it consists of."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..config import get_cfg
+from ..errors import BLPSegError, describe
+
+__all__ = ["Run", "Study", "Sweep", "load_study"]
+
+_STUDY_KEYS = ("config", "options", "seeds", "metrics", "reference", "upper_bound", "data", "methods", "sweeps")
+_DATA_KEYS = ("config", "options", "prepare", "root")
+_SWEEP_KEYS = ("of", "key", "values", "data")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set of a study: its config, options, the commands that make it, and its DETECTRON2_DATASETS or ""."""
+
+    name: str
+    config: str
+    options: dict
+    prepare: tuple[tuple[str, ...], ...]
+    root: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One key of a method over values; ``points`` are (value, method name), the method's own value among them."""
+
+    name: str
+    key: str
+    data: tuple[str, ...]
+    points: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        data, method, seed: its place in the grid.
+        config: path of the config file.
+        options: alternating keys and values, all strings.
+        root: DETECTRON2_DATASETS of the run; "" leaves the environment as it is.
+        digest: of all that decides the result but the code.
+    """
+
+    data: str
+    method: str
+    seed: int
+    config: str
+    options: tuple[str, ...]
+    root: str
+    digest: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.data, self.method, self.seed
+
+    @property
+    def folder(self) -> str:
+        """Of its files, relative to the study's."""
+        return os.path.join("runs", slug(self.data), slug(self.method), f"seed{self.seed}")
+
+    def cfg(self, output_dir: str = "") -> CfgNode:
+        """Its complete config."""
+        extra = ["OUTPUT_DIR", output_dir] if output_dir else []
+        return get_cfg(self.config, [*self.options, *extra])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What :func:`load_study` reads.
+
+    Attributes:
+        metrics: column -> "task/metric" of the final evaluation (``report/...`` included), or ``train/NAME`` for the
+            last value of a scalar in metrics.json. The first is the one that curves and sweeps show.
+        reference: method that the others are paired with; upper_bound: method that shares are taken of, or "".
+        data, methods, seeds: the grid, in order; ``runs`` lists it, seeds outermost, so that a study cut short has
+            whole comparisons.
+    """
+
+    metrics: dict[str, str]
+    reference: str
+    upper_bound: str
+    seeds: tuple[int, ...]
+    data: dict[str, Data]
+    methods: dict[str, dict]
+    sweeps: tuple[Sweep, ...] = ()
+    runs: tuple[Run, ...] = field(default=(), repr=False)
+
+
+def slug(name: str) -> str:
+    """A file name made of ``name``."""
+    return re.sub(r"[^A-Za-z0-9.=+-]+", "_", name).strip("_")
+
+
+def load_study(path: str, output: str) -> Study:
+    """Read a study file; docs/RESULTS.md describes its keys.
+
+    Args:
+        path: of the YAML file.
+        output: the study's folder; ``{output}`` in options, roots and commands stands for it, ``{data}`` for
+            $DETECTRON2_DATASETS.
+
+    Raises:
+        BLPSegError: it cannot be read, a key is unknown or missing, or a config of the grid is wrong.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BLPSegError(f"{path}: not a readable study file: {describe(error)}") from error
+    _check_keys(content, _STUDY_KEYS, path, required=("seeds", "metrics", "data", "methods"))
+    for part in ("metrics", "data", "methods"):
+        if not isinstance(content[part], dict) or not content[part]:
+            raise BLPSegError(f"{path}: {part} must map names to what they stand for, and have one at least")
+    seeds = content["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise BLPSegError(f"{path}: seeds must be a list of whole numbers from 0 on, e.g. [0, 1, 2]")
+
+    words = {"output": output, "data": os.environ.get("DETECTRON2_DATASETS", "datasets")}
+    common = _options(content.get("options"), words, f"{path}: options")
+    data = {}
+    for name, entry in content["data"].items():
+        where = f"{path}: data: {name}"
+        entry = entry or {}
+        _check_keys(entry, _DATA_KEYS, where)
+        config = entry.get("config", content.get("config"))
+        if not config:
+            raise BLPSegError(f"{where}: no config; give one here or for the whole study")
+        prepare = entry.get("prepare", [])
+        if not isinstance(prepare, list) or not all(isinstance(command, list) and command for command in prepare):
+            raise BLPSegError(f"{where}: prepare must be a list of commands, each a list: [[script.py, --flag, value]]")
+        data[str(name)] = Data(
+            str(name),
+            config,
+            {**common, **_options(entry.get("options"), words, where)},
+            tuple(tuple(_fill(str(word), words) for word in command) for command in prepare),
+            _fill(str(entry.get("root", "")), words),
+        )
+    methods = {
+        str(name): _options(entry, words, f"{path}: methods: {name}") for name, entry in content["methods"].items()
+    }
+    reference = str(content.get("reference", next(iter(methods))))
+    upper_bound = str(content.get("upper_bound", ""))
+    for role, name in (("reference", reference), ("upper_bound", upper_bound)):
+        if name and name not in methods:
+            raise BLPSegError(f"{path}: {role} {name!r} is not one of the methods {', '.join(methods)}")
+
+    grid = [(d, m) for d in data for m in methods]
+    sweeps = []
+    for name, entry in (content.get("sweeps") or {}).items():
+        sweep, variants = _sweep(str(name), entry, methods, data, f"{path}: sweeps: {name}")
+        sweeps.append(sweep)
+        methods |= variants
+        grid += [(d, m) for d in sweep.data for m in variants]
+    study = Study(
+        metrics={str(k): str(v) for k, v in content["metrics"].items()},
+        reference=reference,
+        upper_bound=upper_bound,
+        seeds=tuple(seeds),
+        data=data,
+        methods=methods,
+        sweeps=tuple(sweeps),
+    )
+    return Study(**{**vars(study), "runs": tuple(_runs(study, grid, output))})
+
+
+def _runs(study: Study, grid: list[tuple[str, str]], output: str):
+    folders = {}
+    cells = []
+    for d, m in dict.fromkeys(grid):
+        entry = study.data[d]
+        options = [str(x) for pair in {**entry.options, **study.methods[m]}.items() for x in pair]
+        text = get_cfg(entry.config, options).dump()  # mistakes in it are told before any run starts
+        # Where things lie does not change a result.
+        identity = "\n".join([text, *(" ".join(command) for command in entry.prepare)]).replace(output, "{output}")
+        cells.append((entry, m, options, identity))
+    for seed in study.seeds:
+        for entry, m, options, identity in cells:
+            digest = hashlib.sha256(f"{seed}\n{identity}".encode()).hexdigest()[:16]
+            run = Run(entry.name, m, seed, entry.config, (*options, "SEED", str(seed)), entry.root, digest)
+            other = folders.setdefault(run.folder, run.key)
+            if other != run.key:
+                raise BLPSegError(f"study: {other} and {run.key} would share the folder {run.folder}; rename one")
+            yield run
+
+
+def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Sweep, dict[str, dict]]:
+    _check_keys(entry, _SWEEP_KEYS, where, required=("of", "key", "values"))
+    base = methods.get(str(entry["of"]))
+    if base is None:
+        raise BLPSegError(f"{where}: 'of' names {entry['of']!r}, which is not one of the methods {', '.join(methods)}")
+    chosen = tuple(str(d) for d in entry.get("data", data))
+    if not set(chosen) <= set(data):
+        raise BLPSegError(f"{where}: data {', '.join(sorted(set(chosen) - set(data)))} is not in the study")
+    values = entry["values"]
+    if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
+        raise BLPSegError(f"{where}: values must be a list of numbers")
+    points, variants = [], {}
+    first = data[chosen[0]]
+    options = [str(x) for pair in {**first.options, **base}.items() for x in pair]
+    own: object = get_cfg(first.config, options)
+    for part in entry["key"].split("."):
+        if part not in own:
+            raise BLPSegError(f"{where}: unknown config key {entry['key']}")
+        own = own[part]
+    for value in sorted({float(v) for v in values} | {float(own)}):
+        method = str(entry["of"]) if value == float(own) else f"{entry['of']}, {name} {value:g}"
+        points.append((value, method))
+        if value != float(own):
+            exact = int(value) if isinstance(own, int) else value
+            variants[method] = {**base, entry["key"]: exact}
+    return Sweep(name, entry["key"], chosen, tuple(points)), variants
+
+
+def _check_keys(entry, known: tuple[str, ...], where: str, required: tuple[str, ...] = ()) -> None:
+    if not isinstance(entry, dict):
+        raise BLPSegError(f"{where}: expected keys with values, found {type(entry).__name__}")
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise BLPSegError(f"{where}: unknown key {key!r}; {hint}")
+    missing = [key for key in required if entry.get(key) is None]
+    if missing:
+        raise BLPSegError(f"{where}: {', '.join(missing)} missing")
+
+
+def _options(entry, words: dict[str, str], where: str) -> dict[str, object]:
+    """Config keys and values, the words in braces filled in."""
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict):
+        raise BLPSegError(f"{where}: expected CONFIG.KEY: value, found {type(entry).__name__}")
+    return {key: _fill(value, words) for key, value in entry.items()}
+
+
+def _fill(value, words: dict[str, str]):
+    if isinstance(value, list):
+        return [_fill(item, words) for item in value]
+    if not isinstance(value, str):
+        return value
+    for word, text in words.items():
+        value = value.replace(f"{{{word}}}", text)
+    return value

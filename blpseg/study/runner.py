@@ -1,0 +1,285 @@
+"""Runs a study's grid in several processes; what is done stays done when it is interrupted."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
+
+import torch
+
+from ..data.io import write_bytes_atomic
+from ..errors import BLPSegError, run_command
+from .plan import Run, Study
+
+__all__ = ["read_rows", "run_study"]
+
+ROWS, CURVES = "runs.csv", "curves.csv"
+_DONE = "done.json"  # in a run's folder: the digest of what was run there
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> int:
+    """Run what is not done yet and keep ``runs.csv`` and ``curves.csv`` in ``output`` up to date.
+
+    A run counts as done while its row's digest is that of its config and data. An interrupted one goes on from its
+    newest checkpoint; one whose config has changed starts anew. A run that fails is named and the others go on.
+
+    Args:
+        study: from :func:`load_study`, with the same ``output``.
+        output: folder of the study.
+        jobs: runs at a time; with GPUs they are shared out in turn.
+        threads: CPU threads of each run.
+
+    Returns:
+        exit status: 0 all done, 1 a run failed, 128 + signal when one ended it.
+
+    Raises:
+        BLPSegError: another process runs the study, or a data set cannot be made.
+    """
+    os.makedirs(output, exist_ok=True)
+    with open(os.path.join(output, ".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
+        rows = {_key(row): row for row in read_rows(os.path.join(output, ROWS))}
+        rows = {run.key: rows[run.key] for run in study.runs if rows.get(run.key, {}).get("digest") == run.digest}
+        pending = [run for run in study.runs if run.key not in rows]
+        print(f"{len(study.runs)} runs, {len(rows)} done; {jobs} at a time, {threads} thread(s) each", flush=True)
+        _prepare(study, {run.data for run in pending})
+        return _Pool(study, output, rows, jobs, threads).work(pending)
+
+
+def read_rows(path: str) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; none if there is no such file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _key(row: dict[str, str]) -> tuple[str, str, int]:
+    return row["data"], row["method"], int(row["seed"])
+
+
+def _prepare(study: Study, names: set[str]) -> None:
+    for name in study.data:
+        for command in study.data[name].prepare if name in names else ():
+            print(f"{name}: {shlex.join(command)}", flush=True)
+            environment = dict(os.environ)
+            if study.data[name].root:
+                environment["DETECTRON2_DATASETS"] = study.data[name].root
+            if status := subprocess.run([sys.executable, *command], env=environment).returncode:
+                raise BLPSegError(f"data set {name}: `{shlex.join(command)}` ended with status {status}")
+
+
+class _Pool:
+    """Processes that are forked from one which has imported everything, so that each starts at once."""
+
+    def __init__(self, study: Study, output: str, rows: dict, jobs: int, threads: int):
+        self.study, self.output, self.rows, self.threads = study, output, rows, threads
+        self.slots = list(range(jobs))
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["blpseg.study.runner", "blpseg.engine.train", "blpseg.evaluation"])
+        self.gpus = torch.cuda.device_count()
+        self.running: dict = {}  # process -> (run, slot, start)
+        self.failed: list[Run] = []
+        self.signum = 0
+
+    def work(self, pending: list[Run]) -> int:
+        pending, total, start = list(pending), len(pending), time.monotonic()
+        previous = {signum: signal.signal(signum, self._stop) for signum in _SIGNALS}
+        try:
+            while self.running or (pending and not self.signum):
+                while pending and self.slots and not self.signum:
+                    self._start(pending.pop(0))
+                multiprocessing.connection.wait([p.sentinel for p in self.running], timeout=0.5)
+                for process in [p for p in self.running if not p.is_alive()]:
+                    self._finish(process, total, start)
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+            for process in self.running:
+                process.kill()
+        if self.signum:
+            counts = f"{len(self.rows)} of {len(self.study.runs)} runs done"
+            print(f"interrupted, {counts}; the same command goes on", file=sys.stderr)
+            return 128 + self.signum
+        for run in self.failed:
+            print(f"failed: {' | '.join(map(str, run.key))}; see {self._log(run)}", file=sys.stderr)
+        return int(bool(self.failed))
+
+    def _stop(self, signum, frame) -> None:
+        self.signum = self.signum or signum
+        for process in self.running:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    def _log(self, run: Run) -> str:
+        return os.path.join(self.output, run.folder, "console.txt")
+
+    def _start(self, run: Run) -> None:
+        slot = self.slots.pop(0)
+        gpu = slot % self.gpus if self.gpus else None
+        folder = os.path.join(self.output, run.folder)
+        process = self.context.Process(target=_child, args=(run, folder, self._log(run), self.threads, gpu))
+        process.start()
+        self.running[process] = run, slot, time.monotonic()
+
+    def _finish(self, process, total: int, start: float) -> None:
+        process.join()
+        run, slot, began = self.running.pop(process)
+        self.slots.append(slot)
+        if process.exitcode:
+            if not self.signum:
+                self.failed.append(run)
+                print(f"FAILED {' | '.join(map(str, run.key))}: {self._last_line(run, process.exitcode)}", flush=True)
+            return
+        folder = os.path.join(self.output, run.folder)
+        row = _row(self.study, run, folder)
+        self.rows[run.key] = row
+        _write_csv(os.path.join(self.output, ROWS), self._in_order())
+        _write_csv(os.path.join(self.output, CURVES), list(_curves(self.study, self.output, self.rows)))
+        over = total - sum(r.key not in self.rows for r in self.study.runs)
+        left = (time.monotonic() - start) / over * (total - over - len(self.failed))
+        scores = ", ".join(f"{name} {row[name]}" for name in self.study.metrics)
+        print(
+            f"[{len(self.rows)}/{len(self.study.runs)}] {' | '.join(map(str, run.key))}: {scores} "
+            f"({time.monotonic() - began:.0f} s; about {timedelta(seconds=round(left))} left)",
+            flush=True,
+        )
+
+    def _in_order(self) -> list[dict]:
+        return [self.rows[run.key] for run in self.study.runs if run.key in self.rows]
+
+    def _last_line(self, run: Run, status: int) -> str:
+        if status < 0:
+            return f"killed by signal {-status}"
+        with open(self._log(run), errors="replace") as file:
+            lines = [line.strip() for line in file if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines or [f"exit status {status}"])[-1]
+
+
+def _child(run: Run, folder: str, log: str, threads: int, gpu: int | None) -> None:
+    from ..engine.launch import die_with
+
+    die_with(os.getppid())
+    os.makedirs(folder, exist_ok=True)
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if run.root:
+        os.environ["DETECTRON2_DATASETS"] = run.root
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+    torch.set_num_threads(threads)
+    import cv2
+
+    cv2.setNumThreads(threads)
+    run_command(_train_and_evaluate, run, folder)
+
+
+def _train_and_evaluate(run: Run, folder: str) -> int:
+    from ..engine import run as run_engine
+
+    done = os.path.join(folder, _DONE)
+    before = _read_json(done)
+    resume = before is not None and before.get("digest") == run.digest
+    if not resume:
+        write_bytes_atomic(done, json.dumps({"digest": run.digest, "seconds": 0.0}).encode())
+    begun = time.monotonic()
+    arguments = {
+        "config_file": run.config, "resume": resume, "overwrite": not resume, "eval_only": False, "replay": "",
+        "trust_checkpoint": False, "num_gpus": 1, "num_machines": 1, "machine_rank": 0, "dist_url": "auto",
+    }  # fmt: skip
+    try:
+        if status := run_engine(Namespace(**arguments, opts=[*run.options, "OUTPUT_DIR", folder])):
+            return status
+    finally:
+        seconds = (before["seconds"] if resume else 0.0) + time.monotonic() - begun
+        write_bytes_atomic(done, json.dumps({"digest": run.digest, "seconds": seconds}).encode())
+    # Again with the report: distances and thicknesses are too slow for every evaluation on the way.
+    final = ["MODEL.WEIGHTS", os.path.join(folder, "model_final.pth"), "TEST.REPORT.ENABLED", "True"]
+    final += ["OUTPUT_DIR", os.path.join(folder, "final")]
+    arguments |= {"eval_only": True, "resume": False, "overwrite": False}
+    return run_engine(Namespace(**arguments, opts=[*run.options, *final]))
+
+
+def _read_json(path: str):
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError:  # cut short: as if it were not there
+        return None
+
+
+def _flat(results: dict) -> dict[str, float]:
+    return {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()}
+
+
+def _scalars(folder: str) -> list[dict]:
+    with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _row(study: Study, run: Run, folder: str) -> dict:
+    from ..engine.checkpoint import provenance
+
+    results = _read_json(os.path.join(folder, "final", "results.json"))
+    values = _flat(next(iter(results.values())))
+    scalars: dict = {}
+    for line in _scalars(folder):
+        scalars.update(line)
+    values |= {f"train/{name}": value for name, value in scalars.items()}
+    row: dict = {"data": run.data, "method": run.method, "seed": run.seed}
+    for column, metric in study.metrics.items():
+        value = values.get(metric)
+        row[column] = "" if value is None else f"{value:.4f}"
+    versions = provenance()
+    return row | {
+        "iterations": scalars["iteration"] + 1,
+        "seconds": round(_read_json(os.path.join(folder, _DONE))["seconds"], 1),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_revision": versions["git_revision"],
+        "torch": versions["torch"],
+        "config": run.config,
+        "options": shlex.join(run.options),
+        "digest": run.digest,
+    }
+
+
+def _curves(study: Study, output: str, rows: Iterable) -> Iterable[dict]:
+    for run in study.runs:
+        if run.key not in rows:
+            continue
+        for entry in _read_json(os.path.join(output, run.folder, "evaluations.json")) or ():
+            values = _flat(entry["results"])
+            scores = {name: values[metric] for name, metric in study.metrics.items() if metric in values}
+            yield {"data": run.data, "method": run.method, "seed": run.seed, "iteration": entry["iteration"] + 1} | {
+                name: "" if value is None else f"{value:.4f}" for name, value in scores.items()
+            }
+
+
+def _write_csv(path: str, rows: list[dict]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes_atomic(path, text.getvalue().encode())

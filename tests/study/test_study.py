@@ -1,0 +1,169 @@
+"""The study runner through its command line: a grid that is killed and goes on; the table against figures by hand."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from blpseg.data.synthetic import make_synthetic
+from blpseg.errors import BLPSegError
+from blpseg.study import load_study, run_study, summarize
+from blpseg.study.summary import mean_and_spread, paired
+
+METRICS = {"mIoU": "sem_seg/mIoU", "rare": "report/rare_region_mIoU", "loss": "train/loss_seg"}
+OFF = {f"MODEL.BLPSEG.{part}.ENABLED": False for part in ("BLP", "LAM", "SELF_TRAINING")}
+
+
+def definition(**changes) -> dict:
+    return {
+        "seeds": [0, 1],
+        "metrics": METRICS,
+        "reference": "partial CE",
+        "options": {"SOLVER.MAX_ITER": 4},
+        "data": {"toy": {"config": "configs/Synthetic-Scribble/blpseg_tiny.yaml"}},
+        "methods": {"partial CE": OFF, "BLP": {**OFF, "MODEL.BLPSEG.BLP.ENABLED": True}},
+        **changes,
+    }
+
+
+@pytest.fixture
+def write(tmp_path, root, monkeypatch):
+    """Writes a study file; configs are relative to the project, as for a user."""
+    monkeypatch.chdir(root)
+
+    def write(content) -> str:
+        path = tmp_path / "study.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+        return str(path)
+
+    return write
+
+
+def rows_of(folder) -> list[dict]:
+    path = folder / "runs.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_killed_and_resumed(tmp_path, root, write, capfd):
+    data = tmp_path / "data"
+    make_synthetic(str(data / "synthetic"), size=(48, 48), train=6, val=2, seed=0)
+    options = {
+        "SOLVER.MAX_ITER": 6, "SOLVER.IMS_PER_BATCH": 2, "SOLVER.CHECKPOINT_PERIOD": 2, "TEST.EVAL_PERIOD": 3,
+        "INPUT.CROP.SIZE": [32, 32], "OUTPUT.PANEL_PERIOD": 0, "OUTPUT.LOG_PERIOD": 1, "TEST.REPORT.PANELS": 0,
+    }  # fmt: skip
+    study = definition(options=options)
+    study["data"]["toy"]["root"] = str(data)
+    output = tmp_path / "out"
+    command = [sys.executable, "tools/run_study.py", write(study), "--output", str(output), "--threads", "1"]
+
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Killed in the middle of the second run: the first one's row is there, the second has a checkpoint.
+    second = output / "runs/toy/BLP/seed0"
+    deadline = time.monotonic() + 240
+    while not (rows_of(output) and list(second.glob("model_*.pth"))):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = rows_of(output)
+    assert 1 <= len(first) < 4 and first[0]["method"] == "partial CE"
+
+    again = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    rows = rows_of(output)
+    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for s in "01" for m in ("partial CE", "BLP")]
+    assert rows[0] == first[0], "a finished run was repeated"
+    assert all(r["git_revision"] and r["finished"] and float(r["seconds"]) > 0 for r in rows)
+    assert all(0 <= float(r[m]) <= 100 for r in rows for m in ("mIoU", "rare")) and all(r["loss"] for r in rows)
+    assert {r["iterations"] for r in rows} == {"6"}
+    # A row has what is needed to run it by itself, and its numbers are the run's.
+    assert "SOLVER.MAX_ITER 6" in rows[0]["options"] and "SEED 0" in rows[0]["options"]
+    results = json.loads((output / "runs/toy/BLP/seed1/final/results.json").read_text())["synthetic_val"]
+    assert float(rows[3]["mIoU"]) == pytest.approx(results["sem_seg"]["mIoU"], abs=1e-4)
+    assert float(rows[3]["rare"]) == pytest.approx(results["report"]["rare_region_mIoU"], abs=1e-4)
+    with open(output / "curves.csv", newline="") as file:
+        assert [r["iteration"] for r in csv.DictReader(file)] == ["3", "6"] * 4
+    assert "### toy" in again.stdout and (output / "table.md").read_text() in again.stdout
+    for name in ("scores.png", "curves.png"):
+        assert (output / name).stat().st_size > 1000
+
+    # Another config: the runs it touches are repeated from the start, the others are not.
+    study["methods"]["BLP"]["MODEL.BLPSEG.BLP.GAMMA"] = 1.0
+    study["seeds"] = [0]
+    # A mistake in the data ends its run in a line, not the study.
+    study["data"]["gone"] = {**study["data"]["toy"], "root": str(tmp_path / "nowhere")}
+    assert run_study(load_study(write(study), str(output)), str(output), jobs=2, threads=1) == 1
+    said = capfd.readouterr()
+    assert "FAILED gone | BLP | 0: error: " in said.out and "Traceback" not in said.out + said.err
+    rows = rows_of(output)
+    assert len(rows) == 2 and rows[0] == first[0] and "GAMMA 1.0" in rows[1]["options"]
+
+
+def test_table_by_hand(tmp_path, root, write):
+    study = load_study(write(definition(upper_bound="BLP", seeds=[0, 1, 2])), str(tmp_path))
+    with open(tmp_path / "runs.csv", "w") as file:
+        file.write("data,method,seed,mIoU,rare\n")
+        for seed, (base, other) in enumerate([(40, 50), (42, 41), (44, 53)]):
+            file.write(f"toy,partial CE,{seed},{base},10\ntoy,BLP,{seed},{other},\n")
+    lines = summarize(study, str(tmp_path)).splitlines()
+    cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
+    assert cells["partial CE"][:3] == ["3", "42.00 ± 2.00", "10.00 ± 0.00"]
+    # Of BLP: mean 48, deviations 2, -7, 5; differences 10, -1, 9: mean 6, deviations 4, -7, 3.
+    assert cells["BLP"][1] == f"48.00 ± {(78 / 2) ** 0.5:.2f}"
+    assert cells["BLP"][4] == f"+6.00 ± {(74 / 2) ** 0.5:.2f} (2/3 higher)"
+    share = 100 * (40 / 50 + 42 / 41 + 44 / 53) / 3
+    assert cells["partial CE"][-1] == f"{share:.0f} %" and cells["BLP"][-1] == "100 %"
+
+
+def test_pairs_are_of_the_same_seed():
+    assert paired({0: 5.0, 2: 7.0}, {0: 1.0, 1: 9.0}) == [4.0]
+    assert mean_and_spread([3.0])[0] == 3.0 and mean_and_spread([3.0])[1] != mean_and_spread([3.0])[1]
+
+
+def test_sweep_has_the_methods_own_value(tmp_path, write):
+    study = definition()
+    study["sweeps"] = {"gamma": {"of": "BLP", "key": "MODEL.BLPSEG.BLP.GAMMA", "values": [0, 4]}}
+    plan = load_study(write(study), str(tmp_path))
+    assert plan.sweeps[0].points == ((0.0, "BLP, gamma 0"), (2.0, "BLP"), (4.0, "BLP, gamma 4"))
+    assert len(plan.runs) == 8
+    gammas = {run.method: run.cfg().MODEL.BLPSEG.BLP.GAMMA for run in plan.runs if run.method != "partial CE"}
+    assert gammas == {"BLP, gamma 0": 0.0, "BLP": 2.0, "BLP, gamma 4": 4.0}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"method": {}}, "unknown key 'method'; did you mean methods?"),
+        ({"seeds": []}, "seeds must be"),
+        ({"reference": "nobody"}, "reference 'nobody' is not one of the methods"),
+        ({"options": {"SOLVER.MAX_ITERS": 3}}, "unknown config key"),
+        ({"data": {"toy": {}}}, "no config"),
+        ({"data": {"toy": {"config": "configs/none.yaml"}}}, "no such config file"),
+        ({"methods": {"a b": {}, "a_b": {}}, "reference": "a b"}, "would share the folder"),
+        ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.NOPE", "values": [1]}}}, "unknown config key MODEL.NOPE"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, write, change, words):
+    with pytest.raises(BLPSegError) as caught:
+        load_study(write(definition(**change)), str(tmp_path))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_study(tmp_path, write):
+    for text in ("a: [", "[]", "just words"):
+        with pytest.raises(BLPSegError):
+            load_study(write(text), str(tmp_path))
+    with pytest.raises(BLPSegError, match="not a readable study file"):
+        load_study(os.path.join(tmp_path, "none.yaml"), str(tmp_path))
+    study = load_study(write(definition()), str(tmp_path))
+    with pytest.raises(BLPSegError, match="run it first"):
+        summarize(study, str(tmp_path))

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Compare methods: train and evaluate a grid of data sets, methods and seeds, then a table and figures."""
+
+import argparse
+import os
+
+from blpseg.errors import add_debug_flag, run_command
+
+EXAMPLES = """
+examples:
+  tools/run_study.py docs/studies/acdc.yaml --jobs 2
+      into output/studies/acdc; stopped and started again, it goes on
+  tools/run_study.py docs/studies/acdc.yaml --dry-run
+  tools/run_study.py docs/studies/acdc.yaml --summary-only --output docs/studies/acdc
+      table.md and the figures from runs.csv and curves.csv alone
+
+OUTPUT holds runs.csv (a row a run: scores, config, git revision, time), curves.csv, table.md, scores.png, curves.png,
+sweeps.png where keys are swept, and runs/ with the checkpoints and logs. docs/RESULTS.md describes the study file.
+
+exit status: 0 all done; 1 a run failed (the others go on); 130 or 143 stopped by Ctrl-C or SIGTERM.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", metavar="STUDY.yaml", help="the grid")
+    parser.add_argument("--output", metavar="DIR", help="default: output/studies/NAME of the study file")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", help="CPU threads of a run (default: cores / jobs; scores depend on it)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and check their configs")
+    parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
+    args = add_debug_flag(parser).parse_args()
+
+    from blpseg.study import load_study, run_study, summarize
+
+    name = os.path.splitext(os.path.basename(args.study))[0]
+    output = args.output or os.path.join("output", "studies", name)
+    study = load_study(args.study, output)
+    if args.dry_run:
+        for run in study.runs:
+            print(" | ".join(map(str, run.key)))
+        print(f"{len(study.runs)} runs into {output}")
+        return 0
+    status = 0
+    if not args.summary_only:
+        threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+        status = run_study(study, output, jobs=args.jobs, threads=threads)
+        if status > 1:
+            return status
+    print(summarize(study, output))
+    return status
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+if __name__ == "__main__":
+    run_command(main)
