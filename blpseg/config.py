@@ -52,6 +52,22 @@ def _add_model_keys(cfg: CN) -> None:
     # Loss on the segmentation logits, in SEGMENTATION_LOSS_REGISTRY.
     cfg.MODEL.BLPSEG.LOSS = "BLPLoss"
 
+    # Losses of the literature for pixels without a label, in REGULARIZER_REGISTRY, added to the others:
+    # "EntropyMinimization", "GatedCRF", "DenseCRF" (blpseg/modeling/regularizers.py has formulas and sources).
+    cfg.MODEL.BLPSEG.REGULARIZERS = []
+    cfg.MODEL.BLPSEG.ENTROPY_MINIMIZATION = CN()
+    cfg.MODEL.BLPSEG.ENTROPY_MINIMIZATION.WEIGHT = 0.1
+    cfg.MODEL.BLPSEG.GATED_CRF = CN()
+    cfg.MODEL.BLPSEG.GATED_CRF.WEIGHT = 0.1
+    cfg.MODEL.BLPSEG.GATED_CRF.RADIUS = 5  # of the square window, grid cells at stride 4
+    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_XY = 6.0  # grid cells at stride 4
+    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
+    cfg.MODEL.BLPSEG.DENSE_CRF = CN()
+    cfg.MODEL.BLPSEG.DENSE_CRF.WEIGHT = 0.5
+    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_XY = 100.0  # pixels
+    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB = 15.0  # colour distance, channels in 0..255
+    cfg.MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS = 2304  # larger grids are averaged over squares of cells
+
     # Local aggregation of the logits.
     cfg.MODEL.BLPSEG.LAM = CN()
     cfg.MODEL.BLPSEG.LAM.ENABLED = True

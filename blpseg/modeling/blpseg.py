@@ -17,6 +17,7 @@ from .local_aggregation import local_aggregation
 from .losses import PADDING, annotation_loss, blp_weight, build_segmentation_loss, upsample
 from .pixel_decoder import build_pixel_decoder
 from .pseudo_labels import pseudo_labels
+from .regularizers import build_regularizers
 
 __all__ = ["BLPSeg"]
 
@@ -40,6 +41,7 @@ class BLPSeg(nn.Module):
         annotation_head: nn.Module,
         embedding: nn.Module | None,
         segmentation_loss: nn.Module,
+        regularizers: nn.ModuleDict,
         num_classes: int,
         unannotated_weight: float,
         lam_sigma: float,
@@ -58,6 +60,7 @@ class BLPSeg(nn.Module):
             annotation_head: decoder output -> (N, C + 1, H/4, W/4) logits.
             embedding: image -> (N, E, H/4, W/4) features of local aggregation; None leaves the aggregation out.
             segmentation_loss: from ``SEGMENTATION_LOSS_REGISTRY``.
+            regularizers: further losses by name, see :func:`build_regularizers`; may be empty.
             num_classes: C, background included.
             unannotated_weight: see :func:`annotation_loss`.
             lam_sigma, lam_impl, lam_window: see :func:`local_aggregation`.
@@ -72,6 +75,7 @@ class BLPSeg(nn.Module):
         self.annotation_head = annotation_head
         self.embedding = embedding
         self.segmentation_loss = segmentation_loss
+        self.regularizers = regularizers
         self.num_classes = num_classes
         self.unannotated_weight = unannotated_weight
         self.lam_sigma = lam_sigma
@@ -96,6 +100,7 @@ class BLPSeg(nn.Module):
             "annotation_head": PixelHead(decoder.out_channels, blpseg.HEAD_CHANNELS, num_classes + 1),
             "embedding": ShallowEmbedding(blpseg.LAM.EMBEDDING_CHANNELS) if blpseg.LAM.ENABLED else None,
             "segmentation_loss": build_segmentation_loss(cfg),
+            "regularizers": build_regularizers(cfg),
             "num_classes": num_classes,
             "unannotated_weight": blpseg.ANNOTATION.UNANNOTATED_WEIGHT,
             "lam_sigma": blpseg.LAM.SIGMA,
@@ -122,8 +127,8 @@ class BLPSeg(nn.Module):
                 * ``height``, ``width`` (inference, optional): the size of the result.
 
         Returns:
-            in training ``{"loss_seg", "loss_annotation"}``, scalars; otherwise a list of
-            ``{"sem_seg": (C, height, width) float32 logits}``.
+            in training ``{"loss_seg", "loss_annotation"}`` and those of ``MODEL.BLPSEG.REGULARIZERS``, scalars;
+            otherwise a list of ``{"sem_seg": (C, height, width) float32 logits}``.
         """
         images = self._preprocess(batched_inputs)
         decoded, logits = self._segment(images.tensor)
@@ -178,11 +183,13 @@ class BLPSeg(nn.Module):
         return {
             "loss_seg": loss_seg,
             "loss_annotation": annotation_loss(annotation_logits, scribble, self.unannotated_weight),
+            **{name: regularizer(logits, images, scribble) for name, regularizer in self.regularizers.items()},
         }
 
     def loss_weights(self, batched_inputs: list[dict]) -> dict[str, float]:
         """What each training loss is a mean over, so that parts of a batch, in turn or in several processes, can
-        add up to the loss of the whole: images for ``loss_seg``, weighted pixels for ``loss_annotation``."""
+        add up to the loss of the whole: images for ``loss_seg``, weighted pixels for ``loss_annotation``. The
+        regularizers are means over images, as the trainer takes losses that are not named here to be."""
         annotated = sum(int((x["scribble"] < self.num_classes).sum()) for x in batched_inputs)
         free = sum(int((x["scribble"] == self.num_classes).sum()) for x in batched_inputs)
         return {
