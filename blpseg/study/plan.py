@@ -17,19 +17,28 @@ from ..errors import BLPSegError, describe
 __all__ = ["Run", "Study", "Sweep", "load_study"]
 
 _STUDY_KEYS = ("config", "options", "seeds", "metrics", "reference", "upper_bound", "data", "methods", "sweeps")
-_DATA_KEYS = ("config", "options", "prepare", "root")
-_SWEEP_KEYS = ("of", "key", "values", "data")
+_DATA_KEYS = ("config", "options", "prepare", "root", "methods", "upper_bound_of")
+_SWEEP_KEYS = ("of", "key", "values", "data", "seeds")
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of a study: its config, options, the commands that make it, and its DETECTRON2_DATASETS or ""."""
+    """A data set of a study.
+
+    Attributes:
+        config, options: of its runs; ``prepare``: the commands that make it.
+        root: its DETECTRON2_DATASETS; "" leaves the environment as it is.
+        methods: those that run on it.
+        upper_bound_of: data set whose scores of the upper bound count here too, as when only scribbles differ.
+    """
 
     name: str
     config: str
     options: dict
     prepare: tuple[tuple[str, ...], ...]
     root: str
+    methods: tuple[str, ...]
+    upper_bound_of: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,9 @@ def load_study(path: str, output: str) -> Study:
         raise BLPSegError(f"{path}: seeds must be a list of whole numbers from 0 on, e.g. [0, 1, 2]")
 
     words = {"output": output, "data": os.environ.get("DETECTRON2_DATASETS", "datasets")}
+    methods = {
+        str(name): _options(entry, words, f"{path}: methods: {name}") for name, entry in content["methods"].items()
+    }
     common = _options(content.get("options"), words, f"{path}: options")
     data = {}
     for name, entry in content["data"].items():
@@ -147,23 +159,23 @@ def load_study(path: str, output: str) -> Study:
             {**common, **_options(entry.get("options"), words, where)},
             tuple(tuple(_fill(str(word), words) for word in command) for command in prepare),
             _fill(str(entry.get("root", "")), words),
+            tuple(_known(entry.get("methods", list(methods)), methods, f"{where}: methods")),
+            _known([entry.get("upper_bound_of", name)], content["data"], f"{where}: upper_bound_of")[0],
         )
-    methods = {
-        str(name): _options(entry, words, f"{path}: methods: {name}") for name, entry in content["methods"].items()
-    }
     reference = str(content.get("reference", next(iter(methods))))
     upper_bound = str(content.get("upper_bound", ""))
-    for role, name in (("reference", reference), ("upper_bound", upper_bound)):
-        if name and name not in methods:
-            raise BLPSegError(f"{path}: {role} {name!r} is not one of the methods {', '.join(methods)}")
+    _known([reference], methods, f"{path}: reference")
+    _known([upper_bound] if upper_bound else [], methods, f"{path}: upper_bound")
 
-    grid = [(d, m) for d in data for m in methods]
+    grid = [(d, m, tuple(seeds)) for d in data for m in data[d].methods]
     sweeps = []
     for name, entry in (content.get("sweeps") or {}).items():
-        sweep, variants = _sweep(str(name), entry, methods, data, f"{path}: sweeps: {name}")
+        where = f"{path}: sweeps: {name}"
+        sweep, variants = _sweep(str(name), entry, methods, data, where)
         sweeps.append(sweep)
         methods |= variants
-        grid += [(d, m) for d in sweep.data for m in variants]
+        chosen = tuple(_known(entry.get("seeds", seeds), seeds, f"{where}: seeds"))
+        grid += [(d, m, chosen) for d in sweep.data for m in variants]
     study = Study(
         metrics={str(k): str(v) for k, v in content["metrics"].items()},
         reference=reference,
@@ -176,18 +188,20 @@ def load_study(path: str, output: str) -> Study:
     return Study(**{**vars(study), "runs": tuple(_runs(study, grid, output))})
 
 
-def _runs(study: Study, grid: list[tuple[str, str]], output: str):
+def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], output: str):
     folders = {}
     cells = []
-    for d, m in dict.fromkeys(grid):
+    for d, m, seeds in grid:
         entry = study.data[d]
         options = [str(x) for pair in {**entry.options, **study.methods[m]}.items() for x in pair]
         text = get_cfg(entry.config, options).dump()  # mistakes in it are told before any run starts
         # Where things lie does not change a result.
         identity = "\n".join([text, *(" ".join(command) for command in entry.prepare)]).replace(output, "{output}")
-        cells.append((entry, m, options, identity))
+        cells.append((entry, m, seeds, options, identity))
     for seed in study.seeds:
-        for entry, m, options, identity in cells:
+        for entry, m, seeds, options, identity in cells:
+            if seed not in seeds:
+                continue
             digest = hashlib.sha256(f"{seed}\n{identity}".encode()).hexdigest()[:16]
             run = Run(entry.name, m, seed, entry.config, (*options, "SEED", str(seed)), entry.root, digest)
             other = folders.setdefault(run.folder, run.key)
@@ -198,12 +212,8 @@ def _runs(study: Study, grid: list[tuple[str, str]], output: str):
 
 def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Sweep, dict[str, dict]]:
     _check_keys(entry, _SWEEP_KEYS, where, required=("of", "key", "values"))
-    base = methods.get(str(entry["of"]))
-    if base is None:
-        raise BLPSegError(f"{where}: 'of' names {entry['of']!r}, which is not one of the methods {', '.join(methods)}")
-    chosen = tuple(str(d) for d in entry.get("data", data))
-    if not set(chosen) <= set(data):
-        raise BLPSegError(f"{where}: data {', '.join(sorted(set(chosen) - set(data)))} is not in the study")
+    base = methods[_known([entry["of"]], methods, f"{where}: of")[0]]
+    chosen = tuple(_known(entry.get("data", list(data)), data, f"{where}: data"))
     values = entry["values"]
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
         raise BLPSegError(f"{where}: values must be a list of numbers")
@@ -222,6 +232,16 @@ def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Swe
             exact = int(value) if isinstance(own, int) else value
             variants[method] = {**base, entry["key"]: exact}
     return Sweep(name, entry["key"], chosen, tuple(points)), variants
+
+
+def _known(names, known, where: str) -> list:
+    """``names``, a list, if each of them is in ``known``."""
+    if not isinstance(names, list):
+        raise BLPSegError(f"{where}: expected a list, found {names!r}")
+    for name in names:
+        if name not in known:
+            raise BLPSegError(f"{where}: {name!r} is not in the study; it has {', '.join(map(str, known))}")
+    return names
 
 
 def _check_keys(entry, known: tuple[str, ...], where: str, required: tuple[str, ...] = ()) -> None:

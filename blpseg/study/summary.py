@@ -98,7 +98,7 @@ def _table(study: Study, scores: Scores, data: str) -> str:
             same = method == study.reference or not differences
             row.append("" if same else f"{_spread(differences, '+')} ({higher}/{len(differences)} higher)")
         if study.upper_bound:
-            bound = scores.get((data, study.upper_bound, metrics[0]), {})
+            bound = scores.get((study.data[data].upper_bound_of, study.upper_bound, metrics[0]), {})
             both = [seed for seed in values[0] if seed in bound]
             row.append(f"{100 * np.mean([values[0][s] / bound[s] for s in both]):.0f} %" if both else "")
         rows.append(row)

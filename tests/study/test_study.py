@@ -124,6 +124,19 @@ def test_table_by_hand(tmp_path, root, write):
     assert cells["partial CE"][-1] == f"{share:.0f} %" and cells["BLP"][-1] == "100 %"
 
 
+def test_parts_of_the_grid(tmp_path, root, write):
+    toy = definition()["data"]["toy"]
+    data = {"toy": toy, "other": {**toy, "methods": ["partial CE"], "upper_bound_of": "toy"}}
+    sweeps = {"gamma": {"of": "BLP", "key": "MODEL.BLPSEG.BLP.GAMMA", "values": [4], "data": ["toy"], "seeds": [1]}}
+    study = load_study(write(definition(data=data, sweeps=sweeps, upper_bound="BLP")), str(tmp_path))
+    assert [run.key for run in study.runs] == [
+        ("toy", "partial CE", 0), ("toy", "BLP", 0), ("other", "partial CE", 0),
+        ("toy", "partial CE", 1), ("toy", "BLP", 1), ("other", "partial CE", 1), ("toy", "BLP, gamma 4", 1),
+    ]  # fmt: skip
+    (tmp_path / "runs.csv").write_text("data,method,seed,mIoU,rare\ntoy,BLP,0,50,\nother,partial CE,0,20,\n")
+    assert "| 40 %" in summarize(study, str(tmp_path)).split("### other")[1]
+
+
 def test_pairs_are_of_the_same_seed():
     assert paired({0: 5.0, 2: 7.0}, {0: 1.0, 1: 9.0}) == [4.0]
     assert mean_and_spread([3.0])[0] == 3.0 and mean_and_spread([3.0])[1] != mean_and_spread([3.0])[1]
@@ -144,7 +157,8 @@ def test_sweep_has_the_methods_own_value(tmp_path, write):
     [
         ({"method": {}}, "unknown key 'method'; did you mean methods?"),
         ({"seeds": []}, "seeds must be"),
-        ({"reference": "nobody"}, "reference 'nobody' is not one of the methods"),
+        ({"reference": "nobody"}, "reference: 'nobody' is not in the study"),
+        ({"data": {"toy": {"config": "x.yaml", "methods": ["BPL"]}}}, "methods: 'BPL' is not in the study"),
         ({"options": {"SOLVER.MAX_ITERS": 3}}, "unknown config key"),
         ({"data": {"toy": {}}}, "no config"),
         ({"data": {"toy": {"config": "configs/none.yaml"}}}, "no such config file"),
