@@ -16,6 +16,7 @@ PARTS = {
     "data": "the training mapper against decoding a JPEG and one resize",
     "scribbles": "stroke files to labels against minidom and a pixel loop",
     "evaluator": "confusion accumulation against the tiny model's forward",
+    "optimizer": "a step of AdamW as we build it against torch's default form",
     "all": "all of these",
 }
 

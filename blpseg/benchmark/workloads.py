@@ -45,7 +45,7 @@ class Options:
         grid, channels, classes, batch: of the LAM's logits and features.
         grids: sides of the square grids of the scaling table.
         max_seconds: a side predicted to take longer is left out of the scaling table.
-        train_config, tiny_config: of the model of ``train`` and ``inference``, and of ``evaluator``.
+        train_config, tiny_config: of the model of ``train`` and ``inference``; of ``evaluator`` and ``optimizer``.
         crop, train_batch: of the training step.
         image_size: (H, W) of ``inference``, ``data`` and ``evaluator``.
         images: of ``data``.
@@ -435,6 +435,28 @@ def evaluator(options: Options) -> Iterable[Row]:
     yield Row("evaluator", case, "time", seconds[OURS], seconds[BASELINE], 20.0)
 
 
+def optimizer(options: Options) -> Iterable[Row]:
+    """A step of the tiny model's optimiser against the same one in torch's default form."""
+    models = [_model(OURS, options.tiny_config, options.device) for _ in range(2)]
+    steps = []
+    for (cfg, model), build in zip(models, (build_optimizer, _plain_adamw), strict=True):
+        generator = torch.Generator().manual_seed(3)
+        for parameter in model.parameters():
+            parameter.grad = (1e-2 * torch.randn(parameter.shape, generator=generator)).to(parameter.device)
+        steps.append(build(cfg, model).step)
+    seconds, _ = compare_time(dict(zip((OURS, BASELINE), steps, strict=True)), max(options.repeat, 5))
+    pairs = zip(*(model.parameters() for _, model in models), strict=True)
+    error = max(float((ours - plain).detach().abs().max()) for ours, plain in pairs)
+    count = sum(parameter.numel() for parameter in models[0][1].parameters())
+    case = f"{_name(options.tiny_config)}, {count / 1e6:.1f} M weights"
+    yield Row("optimizer", case, "time", seconds[OURS], seconds[BASELINE])
+    yield Row("optimizer", case, "error weights", error, target=1e-5)
+
+
+def _plain_adamw(cfg, model) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+
+
 WORKLOADS: dict[str, Callable] = {"lam": _lam, "train": _train, "inference": _inference}
 
 BENCHMARKS: dict[str, Callable[[Options], Iterable[Row]]] = {
@@ -444,4 +466,5 @@ BENCHMARKS: dict[str, Callable[[Options], Iterable[Row]]] = {
     "data": data,
     "scribbles": scribbles,
     "evaluator": evaluator,
+    "optimizer": optimizer,
 }

@@ -117,12 +117,14 @@ def test_plain_inference_is_the_inference():
     torch.testing.assert_close(found, plain_inference(model, image, scales, True), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize("part", ["data", "scribbles", "evaluator"])
+@pytest.mark.parametrize("part", ["data", "scribbles", "evaluator", "optimizer"])
 def test_parts_without_models_of_their_own(part, options):
     rows = list(BENCHMARKS[part](options))
     assert rows[0].ours > 0 and rows[0].baseline > 0
     if part == "scribbles":
         assert rows[1].quantity == "labels that differ" and rows[1].ours == 0
+    if part == "optimizer":
+        assert rows[1].quantity == "error weights" and rows[1].verdict == "pass"
 
 
 def test_command_prints_a_table_and_writes_json(root, tmp_path):
