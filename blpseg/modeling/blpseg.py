@@ -211,6 +211,11 @@ class BLPSeg(nn.Module):
         ]
 
     @torch.no_grad()
+    def embed(self, batched_inputs: list[dict]) -> torch.Tensor | None:
+        """(N, E, h, w) features of local aggregation at stride 4, of the padded batch; None without aggregation."""
+        return None if self.embedding is None else self.embedding(self._preprocess(batched_inputs).tensor)
+
+    @torch.no_grad()
     def inspect(self, batched_inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
         """What the method sees, for pictures; training or evaluation mode is left as it is.
 

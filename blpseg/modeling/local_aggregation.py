@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import BLPSegError
 
-__all__ = ["EPSILON", "IMPLEMENTATIONS", "local_aggregation"]
+__all__ = ["EPSILON", "IMPLEMENTATIONS", "aggregation_weights", "local_aggregation"]
 
 EPSILON = 1e-7  # of METHOD section 3
 
@@ -73,6 +73,27 @@ def local_aggregation(
         if features.shape[-2:] != logits.shape[-2:]:
             features = F.interpolate(features, size=logits.shape[-2:], mode="bilinear", align_corners=False)
         return IMPLEMENTATIONS[impl](logits, features, sigma, window)
+
+
+def aggregation_weights(features: torch.Tensor, sigma: float, positions: torch.Tensor) -> torch.Tensor:
+    """The weights with which some positions average the logits, to look at; without gradient.
+
+    Args:
+        features: (D, h, w) of one image.
+        sigma: see :func:`local_aggregation`.
+        positions: (M,) indices b into the h w positions.
+
+    Returns:
+        (M, h w) float64: A_ab D_ab / (sum_a A_ab D_ab + 1e-7), the weight of each a in out_b.
+    """
+    height, width = features.shape[-2:]
+    flat = features.detach().double().flatten(1)  # (D, h w)
+    similarity = torch.softmax(flat[:, positions].T @ flat, dim=-1)
+    place = torch.arange(height * width, device=flat.device)
+    y, x = place // width, place % width
+    squared = (y - y[positions, None]) ** 2 + (x - x[positions, None]) ** 2
+    weight = similarity * torch.exp(squared / (-2 * sigma**2))
+    return weight / (weight.sum(dim=-1, keepdim=True) + EPSILON)
 
 
 # Grids up to this many positions have tables too small for tiles to pay (docs/PERFORMANCE.md).

@@ -1,0 +1,172 @@
+"""What the parts of the method do in a trained model: weights of the BLP loss, what the annotation head has learned of
+the label preference, and whom local aggregation listens to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..data.io import read_image, read_label
+from ..errors import BLPSegError
+from ..evaluation.inference import class_map
+from ..evaluation.report import DISTANCE_EDGES, boundary_distance, mean_iou
+from ..evaluation.sem_seg import IGNORED, read_ground_truth
+from ..modeling import BLPSeg
+from ..modeling.local_aggregation import aggregation_weights
+
+__all__ = ["Diagnosis"]
+
+
+class Diagnosis:
+    """Sums over training images that have scribbles and dense masks; :meth:`add` one, then read the tables."""
+
+    def __init__(self, model: BLPSeg, *, positions: int = 128, seed: int = 0):
+        """
+        Args:
+            model: trained; put into evaluation mode.
+            positions: of the grid whose aggregation weights are looked at, an image, drawn at random.
+            seed: of the draw.
+        """
+        self.model = model.eval()
+        self.positions = positions
+        self.random = torch.Generator().manual_seed(seed)
+        bins, classes = len(DISTANCE_EDGES), model.num_classes
+        self.pixels, self.annotated, self.predicted = np.zeros((3, bins))
+        self.p, self.q, self.weight = np.zeros((3, bins))
+        self.confusion = np.zeros((2, classes, classes), np.int64)  # without and with aggregation; [prediction, label]
+        self.aggregation: list[tuple[float, ...]] = []
+
+    @torch.no_grad()
+    def add(self, image: np.ndarray, scribble: np.ndarray, mask: np.ndarray) -> None:
+        """
+        Args:
+            image: (H, W, 3) uint8 in the order of INPUT.FORMAT.
+            scribble: (H, W) uint8, 255 = not annotated.
+            mask: (H, W) uint8, 255 = ignored.
+        """
+        model, classes = self.model, self.model.num_classes
+        inputs = {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            "scribble": torch.from_numpy(np.where(scribble == IGNORED, classes, scribble).astype(np.int64)),
+            "image_classes": torch.ones(classes, dtype=torch.bool),
+        }
+        (found,) = model.inspect([inputs])
+        bins = np.searchsorted(DISTANCE_EDGES, boundary_distance(mask), side="right") - 1
+        labelled = mask != IGNORED
+        self.pixels += self._sum(bins[labelled])
+        drawn = labelled & (scribble != IGNORED)
+        self.annotated += self._sum(bins[drawn])
+        q = found["annotation_prob"].cpu().numpy()
+        self.predicted += self._sum(bins[labelled], 1 - q[-1][labelled])
+        at = np.nonzero(drawn)
+        label = scribble[at].astype(np.int64)
+        p = found["sem_seg"].softmax(dim=0).cpu().numpy()
+        self.p += self._sum(bins[at], p[(label, *at)])
+        self.q += self._sum(bins[at], q[(label, *at)])
+        self.weight += self._sum(bins[at], found["blp_weight"].cpu().numpy()[at])
+        if model.embedding is None:
+            return
+        embedding, model.embedding = model.embedding, None
+        try:
+            (plain,) = model.inspect([inputs])
+        finally:
+            model.embedding = embedding
+        for table, maps in zip(self.confusion, (plain, found), strict=True):
+            prediction = class_map(maps["sem_seg"]).cpu().numpy()
+            index = prediction[labelled].astype(np.int64) * classes + mask[labelled]
+            table += np.bincount(index, minlength=classes**2).reshape(classes, classes)
+        self._look_at_weights(inputs, mask)
+
+    def _sum(self, bins: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(bins, values, minlength=len(DISTANCE_EDGES))
+
+    def _look_at_weights(self, inputs: dict, mask: np.ndarray) -> None:
+        features = self.model.embed([inputs])[0]
+        height, width = features.shape[-2:]
+        # The mask at the grid's positions; a grid of stride 4 covers the padded image.
+        rows = (np.arange(height) * 4 + 2).clip(max=mask.shape[0] - 1)
+        columns = (np.arange(width) * 4 + 2).clip(max=mask.shape[1] - 1)
+        label = torch.from_numpy(mask[rows][:, columns].astype(np.int64)).flatten()
+        chosen = torch.randperm(height * width, generator=self.random)[: self.positions]
+        sigma, at = self.model.lam_sigma, chosen.to(features.device)
+        weight = aggregation_weights(features, sigma, at).cpu()
+        near = aggregation_weights(torch.zeros_like(features[:1]), sigma, at).cpu()
+        same = (label[chosen, None] == label).double()
+        place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+        distance = torch.cdist(place[chosen], place)
+        self.aggregation.append(
+            tuple(
+                float(value.mean())
+                for value in (
+                    weight.gather(1, chosen[:, None]),
+                    1 / weight.square().sum(dim=1),
+                    (weight * distance).sum(dim=1),
+                    (weight * same).sum(dim=1),
+                    (near * same).sum(dim=1),
+                )
+            )
+        )
+
+    def by_distance(self) -> list[dict[str, float]]:
+        """A row for each bin of the distance to the mask's boundary, and one of all: shares in percent."""
+        sums = [self.pixels, self.annotated, self.predicted, self.p, self.q, self.weight]
+        rows = []
+        labels = [f"{low}-{high}" for low, high in zip(DISTANCE_EDGES, DISTANCE_EDGES[1:], strict=False)]
+        for name, values in zip(
+            [*labels, f">{DISTANCE_EDGES[-1]}", "all"], [*np.stack(sums, 1), [s.sum() for s in sums]], strict=True
+        ):
+            pixels, annotated, predicted, p, q, weight = values
+            if not pixels:
+                continue
+            drawn = max(annotated, 1)
+            rows.append(
+                {
+                    "distance to boundary, px": name,
+                    "share of pixels": 100 * pixels / self.pixels.sum(),
+                    "annotated": 100 * annotated / pixels,
+                    "predicted to be": 100 * predicted / pixels,
+                    "p of label": p / drawn,
+                    "q of label": q / drawn,
+                    "BLP weight": weight / drawn,
+                }
+            )
+        return rows
+
+    def of_aggregation(self) -> dict[str, float]:
+        """Means over the positions looked at, and mIoU of these images without and with aggregation; {} without LAM."""
+        if not self.aggregation:
+            return {}
+        names = (
+            "weight on the position itself", "effective number of positions", "mean distance, cells",
+            "weight on the same class", "the same for the distance term alone",
+        )  # fmt: skip
+        means = dict(zip(names, np.mean(self.aggregation, axis=0).tolist(), strict=True))
+        without, with_it = (mean_iou(table) for table in self.confusion)
+        return means | {"mIoU of the logits before": without, "mIoU of the logits after": with_it}
+
+
+def run(model: BLPSeg, records: Sequence[dict], ignore_label: int, image_format: str, scale: float) -> Diagnosis:
+    """:class:`Diagnosis` of records with ``scribble_file_name`` and ``sem_seg_file_name``, read at ``scale``.
+
+    Raises:
+        BLPSegError: no record has both, or a file is unsound.
+    """
+    records = [r for r in records if "scribble_file_name" in r and "sem_seg_file_name" in r]
+    if not records:
+        raise BLPSegError("no image has both a scribble and a dense mask; name another data set")
+    diagnosis = Diagnosis(model)
+    for record in tqdm(records, desc="images", disable=None):
+        image, scribble = read_image(record["file_name"], image_format), read_label(record["scribble_file_name"])
+        mask = read_ground_truth(record["sem_seg_file_name"], record["file_name"], image.shape[:2], ignore_label)
+        if scribble.shape != mask.shape:
+            raise BLPSegError(f"{record['scribble_file_name']}: not of the size of {record['file_name']}")
+        if scale != 1:
+            size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
+            image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+            scribble, mask = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST_EXACT) for x in (scribble, mask))
+        diagnosis.add(image, scribble, mask)
+    return diagnosis

@@ -1,0 +1,84 @@
+"""The diagnosis against counting by hand, and its aggregation weights against the aggregation itself."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from blpseg.modeling.local_aggregation import aggregation_weights, local_aggregation
+from blpseg.study.diagnosis import Diagnosis
+
+
+def test_weights_are_those_of_the_aggregation():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 6, 7, generator=generator, dtype=torch.float64)
+    features = torch.randn(1, 4, 6, 7, generator=generator, dtype=torch.float64)
+    positions = torch.tensor([0, 9, 41, 20])
+    weights = aggregation_weights(features[0], 1.5, positions)
+    expected = local_aggregation(logits, features, 1.5, impl="dense")[0].flatten(1)[:, positions]
+    torch.testing.assert_close((weights @ logits[0].flatten(1).T).T, expected)
+
+
+@pytest.fixture
+def diagnosis(tiny_cfg):
+    torch.manual_seed(0)
+    return Diagnosis(build_model(tiny_cfg), positions=1000)
+
+
+def test_counts_by_hand(diagnosis):
+    # Two halves; distances to the boundary 1..16 on the left, 1..16 on the right.
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 3
+    mask[:2] = 255
+    scribble = np.full((32, 32), 255, np.uint8)
+    scribble[10, 2:6] = 0
+    scribble[20, 17] = 3
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    diagnosis.add(image, scribble, mask)
+    model = diagnosis.model
+    inputs = {
+        "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
+        "scribble": torch.from_numpy(np.where(scribble == 255, 5, scribble).astype(np.int64)),
+        "image_classes": torch.ones(5, dtype=torch.bool),
+    }
+    found = model.inspect([inputs])[0]
+    rows = {row["distance to boundary, px"]: row for row in diagnosis.by_distance()}
+    everything = rows["all"]
+    assert everything["annotated"] == pytest.approx(100 * 5 / (30 * 32))
+    q = found["annotation_prob"].numpy()
+    assert everything["predicted to be"] == pytest.approx(100 * (1 - q[-1][2:]).mean(), rel=1e-4)
+    at = [(10, 2), (10, 3), (10, 4), (10, 5), (20, 17)]
+    p = found["sem_seg"].softmax(0).numpy()
+    of_label = [(p[scribble[y, x], y, x], q[scribble[y, x], y, x]) for y, x in at]
+    assert everything["p of label"] == pytest.approx(np.mean([a for a, _ in of_label]), rel=1e-4)
+    assert everything["BLP weight"] == pytest.approx(np.mean([(1 - a * b) ** 2 for a, b in of_label]), rel=1e-4)
+    # (20, 17) is two pixels from the other half; the others 10 to 13 from it, and 8 from the ignored rows.
+    assert rows["2-4"]["annotated"] > 0 and rows["8-16"]["annotated"] > 0 and rows["0-2"]["annotated"] == 0
+    assert sum(row["share of pixels"] for name, row in rows.items() if name != "all") == pytest.approx(100)
+
+
+def test_aggregation_of_a_model_whose_features_are_all_alike(diagnosis):
+    for parameter in diagnosis.model.embedding.parameters():
+        torch.nn.init.zeros_(parameter)
+    mask = np.zeros((32, 32), np.uint8)
+    image = np.zeros((32, 32, 3), np.uint8)
+    diagnosis.add(image, mask, mask)
+    found = diagnosis.of_aggregation()
+    # Then only the distance counts, and one class is all there is.
+    sigma = diagnosis.model.lam_sigma
+    y, x = np.mgrid[:8, :8].reshape(2, 64)
+    squared = (y[:, None] - y) ** 2 + (x[:, None] - x) ** 2
+    weight = np.exp(-squared / (2 * sigma**2))
+    weight /= weight.sum(axis=1, keepdims=True) + 64e-7
+    assert found["weight on the position itself"] == pytest.approx(weight.diagonal().mean(), rel=1e-5)
+    assert found["effective number of positions"] == pytest.approx((1 / (weight**2).sum(axis=1)).mean(), rel=1e-5)
+    assert found["mean distance, cells"] == pytest.approx((weight * np.sqrt(squared)).sum(axis=1).mean(), rel=1e-5)
+    assert found["weight on the same class"] == pytest.approx(1, rel=1e-5)
+
+
+def test_without_aggregation(tiny_cfg):
+    tiny_cfg.MODEL.BLPSEG.LAM.ENABLED = False
+    diagnosis = Diagnosis(build_model(tiny_cfg))
+    mask = np.zeros((32, 32), np.uint8)
+    diagnosis.add(np.zeros((32, 32, 3), np.uint8), mask, mask)
+    assert diagnosis.of_aggregation() == {} and diagnosis.by_distance()[-1]["annotated"] == 100
