@@ -2,8 +2,9 @@
 """What the parts of the method do in a trained model, seen on training images with scribbles and dense masks.
 
 By distance to the mask's boundary: how many pixels are annotated, how many the annotation head believes to be, and
-p, q and the BLP weight of annotated pixels. Of local aggregation: how its weights spread, how many fall on the
-position's own class, and the mIoU of the logits before and after it.
+p, q and the BLP weight of annotated pixels. By class: its share of the true, the annotated and the pseudo-labelled
+pixels (as if self-training were on), and how much of it has a pseudo label, and a right one. Of local aggregation: how
+its weights spread, how many fall on the position's own class, and the mIoU of the logits before and after it.
 """
 
 import argparse
@@ -46,6 +47,10 @@ def main() -> None:
     found = run(load_model(cfg), records, MetadataCatalog.get(name).ignore_label, cfg.INPUT.FORMAT, scale)
     print(f"{name}: {len(records)} images at {scale:g} of their size")
     print(tabulate(found.by_distance(), headers="keys", floatfmt=".3f"))
+    print()
+    names = MetadataCatalog.get(name).stuff_classes
+    rows = [{**row, "class": names[row["class"]]} for row in found.by_class()]
+    print(tabulate(rows, headers="keys", floatfmt=".2f"))
     if aggregation := found.of_aggregation():
         print()
         print(tabulate(aggregation.items(), floatfmt=".3f", tablefmt="plain"))

@@ -37,6 +37,8 @@ class Diagnosis:
         bins, classes = len(DISTANCE_EDGES), model.num_classes
         self.pixels, self.annotated, self.predicted = np.zeros((3, bins))
         self.p, self.q, self.weight = np.zeros((3, bins))
+        # Of each class: pixels in the mask, annotated, pseudo-labelled as it; its own with a pseudo label, a right one.
+        self.classes = np.zeros((5, classes), np.int64)
         self.confusion = np.zeros((2, classes, classes), np.int64)  # without and with aggregation; [prediction, label]
         self.aggregation: list[tuple[float, ...]] = []
 
@@ -52,7 +54,7 @@ class Diagnosis:
         inputs = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             "scribble": torch.from_numpy(np.where(scribble == IGNORED, classes, scribble).astype(np.int64)),
-            "image_classes": torch.ones(classes, dtype=torch.bool),
+            "image_classes": torch.from_numpy(np.isin(np.arange(classes), scribble) | (np.arange(classes) == 0)),
         }
         (found,) = model.inspect([inputs])
         bins = np.searchsorted(DISTANCE_EDGES, boundary_distance(mask), side="right") - 1
@@ -68,6 +70,13 @@ class Diagnosis:
         self.p += self._sum(bins[at], p[(label, *at)])
         self.q += self._sum(bins[at], q[(label, *at)])
         self.weight += self._sum(bins[at], found["blp_weight"].cpu().numpy()[at])
+        pseudo = found["pseudo_label"].cpu().numpy()
+        trusted = labelled & (pseudo != IGNORED)
+        right = trusted & (pseudo == mask)
+        for counts, values in zip(
+            self.classes, (mask[labelled], scribble[at], pseudo[trusted], mask[trusted], mask[right]), strict=True
+        ):
+            counts += np.bincount(values, minlength=classes)
         if model.embedding is None:
             return
         embedding, model.embedding = model.embedding, None
@@ -132,6 +141,27 @@ class Diagnosis:
                     "p of label": p / drawn,
                     "q of label": q / drawn,
                     "BLP weight": weight / drawn,
+                }
+            )
+        return rows
+
+    def by_class(self) -> list[dict[str, float]]:
+        """A row for each class, in percent: its share of the pixels that have each kind of label, and how many of its
+        pixels have a pseudo label, and a right one."""
+        rows = []
+        for label, counts in enumerate(self.classes.T):
+            mask, annotated, pseudo = (
+                100 * n / max(total, 1) for n, total in zip(counts[:3], self.classes[:3].sum(axis=1), strict=True)
+            )
+            own = max(counts[0], 1)
+            rows.append(
+                {
+                    "class": label,
+                    "share of the mask": mask,
+                    "of the scribbles": annotated,
+                    "of the pseudo labels": pseudo,
+                    "its pixels with one": 100 * counts[3] / own,
+                    "with the right one": 100 * counts[4] / own,
                 }
             )
         return rows

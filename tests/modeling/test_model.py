@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
+from blpseg.errors import BLPSegError
 from blpseg.modeling.heads import ShallowEmbedding
 from blpseg.modeling.pixel_decoder import PyramidPooling, UPerDecoder
 
@@ -234,3 +235,26 @@ def test_initial_values(tiny_cfg):
     assert float(weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
     assert (model.pixel_decoder.fuse.norm.weight == 1).all() and (model.pixel_decoder.fuse.norm.bias == 0).all()
     assert (model.sem_seg_head[-1].bias == 0).all()
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_narrow_resnet_at_64_channels_is_detectron2s(tiny_cfg, depth):
+    tiny_cfg.MODEL.RESNETS.DEPTH = depth
+    reference = build_backbone(tiny_cfg).eval()
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_narrow_resnet_backbone"
+    narrow = build_backbone(tiny_cfg).eval()
+    narrow.load_state_dict(reference.state_dict())
+    x = torch.randn(1, 3, 70, 64)
+    with torch.no_grad():
+        expected, found = reference(x), narrow(x)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[k], found[k]) for k in expected)
+
+
+def test_narrow_resnet_has_the_width_asked_for(tiny_cfg):
+    tiny_cfg.MODEL.BACKBONE.NAME = "build_narrow_resnet_backbone"
+    tiny_cfg.merge_from_list(["MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8])
+    shapes = build_backbone(tiny_cfg).output_shape()
+    assert [(s.channels, s.stride) for s in shapes.values()] == [(8, 4), (16, 8), (32, 16), (64, 32)]
+    tiny_cfg.MODEL.RESNETS.DEPTH = 50
+    with pytest.raises(BLPSegError, match="18 or 34"):
+        build_backbone(tiny_cfg)

@@ -39,7 +39,7 @@ def test_counts_by_hand(diagnosis):
     inputs = {
         "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
         "scribble": torch.from_numpy(np.where(scribble == 255, 5, scribble).astype(np.int64)),
-        "image_classes": torch.ones(5, dtype=torch.bool),
+        "image_classes": torch.tensor([True, False, False, True, False]),
     }
     found = model.inspect([inputs])[0]
     rows = {row["distance to boundary, px"]: row for row in diagnosis.by_distance()}
@@ -54,6 +54,17 @@ def test_counts_by_hand(diagnosis):
     assert everything["BLP weight"] == pytest.approx(np.mean([(1 - a * b) ** 2 for a, b in of_label]), rel=1e-4)
     # (20, 17) is two pixels from the other half; the others 10 to 13 from it, and 8 from the ignored rows.
     assert rows["2-4"]["annotated"] > 0 and rows["8-16"]["annotated"] > 0 and rows["0-2"]["annotated"] == 0
+    pseudo, inside = found["pseudo_label"].numpy(), np.zeros((32, 32), bool)
+    inside[2:] = True
+    by_class = diagnosis.by_class()
+    assert [row["share of the mask"] for row in by_class] == [50, 0, 0, 50, 0]
+    assert [row["of the scribbles"] for row in by_class] == [80, 0, 0, 20, 0]
+    for row in by_class[::3]:
+        own = inside & (mask == row["class"])
+        assert row["its pixels with one"] == pytest.approx(100 * (pseudo[own] != 255).mean())
+        assert row["with the right one"] == pytest.approx(100 * (pseudo[own] == row["class"]).mean())
+        share = (pseudo[inside] == row["class"]).sum() / (pseudo[inside] != 255).sum()
+        assert row["of the pseudo labels"] == pytest.approx(100 * share)
     assert sum(row["share of pixels"] for name, row in rows.items() if name != "all") == pytest.approx(100)
 
 

@@ -16,6 +16,8 @@ from blpseg.errors import BLPSegError
 from blpseg.study import load_study, run_study, summarize
 from blpseg.study.summary import mean_and_spread, paired
 
+from ..conftest import ROOT
+
 METRICS = {"mIoU": "sem_seg/mIoU", "rare": "report/rare_region_mIoU", "loss": "train/loss_seg"}
 OFF = {f"MODEL.BLPSEG.{part}.ENABLED": False for part in ("BLP", "LAM", "SELF_TRAINING")}
 
@@ -181,3 +183,12 @@ def test_files_that_are_no_study(tmp_path, write):
     study = load_study(write(definition()), str(tmp_path))
     with pytest.raises(BLPSegError, match="run it first"):
         summarize(study, str(tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs/studies").glob("*.yaml")))
+def test_published_studies_load(root, monkeypatch, name):
+    monkeypatch.chdir(root)
+    study = load_study(f"docs/studies/{name}", "output")
+    assert len(study.seeds) >= 3 and {study.reference, study.upper_bound} <= study.methods.keys()
+    first = next(iter(study.data))
+    assert {run.method for run in study.runs if run.data == first} == study.methods.keys()
