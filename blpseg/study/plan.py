@@ -16,7 +16,7 @@ from ..errors import BLPSegError, describe
 
 __all__ = ["Run", "Study", "Sweep", "load_study"]
 
-_STUDY_KEYS = ("config", "options", "seeds", "metrics", "reference", "upper_bound", "data", "methods", "sweeps")
+_STUDY_KEYS = ("config", "options", "seeds", "metrics", "also", "reference", "upper_bound", "data", "methods", "sweeps")
 _DATA_KEYS = ("config", "options", "prepare", "root", "methods", "upper_bound_of")
 _SWEEP_KEYS = ("of", "key", "values", "data", "seeds")
 
@@ -92,13 +92,15 @@ class Study:
 
     Attributes:
         metrics: column -> "task/metric" of the final evaluation (``report/...`` included), or ``train/NAME`` for the
-            last value of a scalar in metrics.json. The first is the one that curves and sweeps show.
+            last value of a scalar in metrics.json. The first is the one that curves show.
+        also: further columns, which are only averaged.
         reference: method that the others are paired with; upper_bound: method that shares are taken of, or "".
         data, methods, seeds: the grid, in order; ``runs`` lists it, seeds outermost, so that a study cut short has
             whole comparisons.
     """
 
     metrics: dict[str, str]
+    also: dict[str, str]
     reference: str
     upper_bound: str
     seeds: tuple[int, ...]
@@ -106,6 +108,11 @@ class Study:
     methods: dict[str, dict]
     sweeps: tuple[Sweep, ...] = ()
     runs: tuple[Run, ...] = field(default=(), repr=False)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """All that is measured: ``metrics`` and ``also``."""
+        return {**self.metrics, **self.also}
 
 
 def slug(name: str) -> str:
@@ -178,6 +185,7 @@ def load_study(path: str, output: str) -> Study:
         grid += [(d, m, chosen) for d in sweep.data for m in variants]
     study = Study(
         metrics={str(k): str(v) for k, v in content["metrics"].items()},
+        also={str(k): str(v) for k, v in (content.get("also") or {}).items()},
         reference=reference,
         upper_bound=upper_bound,
         seeds=tuple(seeds),

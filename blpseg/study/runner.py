@@ -155,7 +155,7 @@ class _Pool:
         _write_csv(os.path.join(self.output, CURVES), list(_curves(self.study, self.output, self.rows)))
         over = total - sum(r.key not in self.rows for r in self.study.runs)
         left = (time.monotonic() - start) / over * (total - over - len(self.failed))
-        scores = ", ".join(f"{name} {row[name]}" for name in self.study.metrics)
+        scores = ", ".join(f"{name} {row[name]}" for name in self.study.columns)
         print(
             f"[{len(self.rows)}/{len(self.study.runs)}] {' | '.join(map(str, run.key))}: {scores} "
             f"({time.monotonic() - began:.0f} s; about {timedelta(seconds=round(left))} left)",
@@ -249,7 +249,7 @@ def _row(study: Study, run: Run, folder: str) -> dict:
         scalars.update(line)
     values |= {f"train/{name}": value for name, value in scalars.items()}
     row: dict = {"data": run.data, "method": run.method, "seed": run.seed}
-    for column, metric in study.metrics.items():
+    for column, metric in study.columns.items():
         value = values.get(metric)
         row[column] = "" if value is None else f"{value:.4f}"
     versions = provenance()

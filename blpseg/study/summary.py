@@ -69,7 +69,7 @@ def _scores(study: Study, rows: list[dict[str, str]], path: str) -> Scores:
     scores: Scores = {}
     try:
         for row in rows:
-            for metric in study.metrics:
+            for metric in study.columns:
                 if row["method"] in study.methods and row["data"] in study.data and row.get(metric, ""):
                     key = row["data"], row["method"], metric
                     scores.setdefault(key, {})[int(row["seed"])] = float(row[metric])
@@ -88,6 +88,7 @@ def _table(study: Study, scores: Scores, data: str) -> str:
     headers = ["method", "seeds", *metrics, *(f"{m} - {study.reference}" for m in metrics)]
     if study.upper_bound:
         headers.append(f"{metrics[0]}, share of {study.upper_bound}")
+    headers += study.also
     rows = []
     for method in _methods(study, scores, data):
         values = [scores.get((data, method, metric), {}) for metric in metrics]
@@ -101,13 +102,15 @@ def _table(study: Study, scores: Scores, data: str) -> str:
             bound = scores.get((study.data[data].upper_bound_of, study.upper_bound, metrics[0]), {})
             both = [seed for seed in values[0] if seed in bound]
             row.append(f"{100 * np.mean([values[0][s] / bound[s] for s in both]):.0f} %" if both else "")
-        rows.append(row)
+        rows.append(row + [_spread(scores.get((data, method, column), {}).values()) for column in study.also])
     body = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     return f"### {data}\n\n{body}"
 
 
 def _spread(values: Iterable[float], sign: str = "") -> str:
     mean, deviation = mean_and_spread(values)
+    if np.isnan(mean):
+        return ""
     return f"{mean:{sign}.2f}" if np.isnan(deviation) else f"{mean:{sign}.2f} ± {deviation:.2f}"
 
 
