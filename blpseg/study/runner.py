@@ -55,12 +55,14 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
-        rows = {_key(row): row for row in read_rows(os.path.join(output, ROWS))}
-        rows = {run.key: rows[run.key] for run in study.runs if rows.get(run.key, {}).get("digest") == run.digest}
+        found = {_key(row): row for row in read_rows(os.path.join(output, ROWS))}
+        rows = {run.key: found[run.key] for run in study.runs if found.get(run.key, {}).get("digest") == run.digest}
+        keys = {run.key for run in study.runs}
+        others = [row for key, row in found.items() if key not in keys]
         pending = [run for run in study.runs if run.key not in rows]
         print(f"{len(study.runs)} runs, {len(rows)} done; {jobs} at a time, {threads} thread(s) each", flush=True)
         _prepare(study, {run.data for run in pending})
-        return _Pool(study, output, rows, jobs, threads).work(pending)
+        return _Pool(study, output, rows, others, jobs, threads).work(pending)
 
 
 def read_rows(path: str) -> list[dict[str, str]]:
@@ -89,8 +91,9 @@ def _prepare(study: Study, names: set[str]) -> None:
 class _Pool:
     """Processes that are forked from one which has imported everything, so that each starts at once."""
 
-    def __init__(self, study: Study, output: str, rows: dict, jobs: int, threads: int):
+    def __init__(self, study: Study, output: str, rows: dict, others: list[dict], jobs: int, threads: int):
         self.study, self.output, self.rows, self.threads = study, output, rows, threads
+        self.others = others  # of what the study file no longer names; they stay
         self.slots = list(range(jobs))
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["blpseg.study.runner", "blpseg.engine.train", "blpseg.evaluation"])
@@ -163,11 +166,13 @@ class _Pool:
         )
 
     def _in_order(self) -> list[dict]:
-        return [self.rows[run.key] for run in self.study.runs if run.key in self.rows]
+        return [self.rows[run.key] for run in self.study.runs if run.key in self.rows] + self.others
 
     def _last_line(self, run: Run, status: int) -> str:
         if status < 0:
             return f"killed by signal {-status}"
+        if not os.path.exists(self._log(run)):
+            return f"exit status {status} before it began"
         with open(self._log(run), errors="replace") as file:
             lines = [line.strip() for line in file if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]

@@ -108,7 +108,10 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     said = capfd.readouterr()
     assert "FAILED gone | BLP | 0: error: " in said.out and "Traceback" not in said.out + said.err
     rows = rows_of(output)
-    assert len(rows) == 2 and rows[0] == first[0] and "GAMMA 1.0" in rows[1]["options"]
+    assert [(r["method"], r["seed"]) for r in rows[:2]] == [("partial CE", "0"), ("BLP", "0")]
+    assert rows[0] == first[0] and "GAMMA 1.0" in rows[1]["options"]
+    # What the study no longer names stays.
+    assert [(r["method"], r["seed"]) for r in rows[2:]] == [("partial CE", "1"), ("BLP", "1")]
 
 
 def test_table_by_hand(tmp_path, root, write):
