@@ -96,11 +96,14 @@ class Diagnosis:
     def _look_at_weights(self, inputs: dict, mask: np.ndarray) -> None:
         features = self.model.embed([inputs])[0]
         height, width = features.shape[-2:]
-        # The mask at the grid's positions; a grid of stride 4 covers the padded image.
-        rows = (np.arange(height) * 4 + 2).clip(max=mask.shape[0] - 1)
-        columns = (np.arange(width) * 4 + 2).clip(max=mask.shape[1] - 1)
-        label = torch.from_numpy(mask[rows][:, columns].astype(np.int64)).flatten()
-        chosen = torch.randperm(height * width, generator=self.random)[: self.positions]
+        # The mask at the centres of the grid's cells; the grid of stride 4 covers the padded image.
+        padded = np.full((4 * height, 4 * width), IGNORED)
+        padded[: mask.shape[0], : mask.shape[1]] = mask
+        label = torch.from_numpy(padded[2::4, 2::4].copy()).flatten()
+        labelled = torch.nonzero(label != IGNORED)[:, 0]
+        chosen = labelled[torch.randperm(len(labelled), generator=self.random)[: self.positions]]
+        if not len(chosen):
+            return
         sigma, at = self.model.lam_sigma, chosen.to(features.device)
         weight = aggregation_weights(features, sigma, at).cpu()
         near = aggregation_weights(torch.zeros_like(features[:1]), sigma, at).cpu()
@@ -131,7 +134,7 @@ class Diagnosis:
             pixels, annotated, predicted, p, q, weight = values
             if not pixels:
                 continue
-            drawn = max(annotated, 1)
+            drawn = annotated or float("nan")
             rows.append(
                 {
                     "distance to boundary, px": name,

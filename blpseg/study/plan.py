@@ -26,7 +26,8 @@ class Data:
     """A data set of a study.
 
     Attributes:
-        config, options: of its runs; ``prepare``: the commands that make it.
+        config, options: of its runs, the words in braces not filled in.
+        prepare: the commands that make it; ``recipe``: the same with the words in braces.
         root: its DETECTRON2_DATASETS; "" leaves the environment as it is.
         methods: those that run on it.
         upper_bound_of: data set whose scores of the upper bound count here too, as when only scribbles differ.
@@ -37,6 +38,7 @@ class Data:
     options: dict
     prepare: tuple[tuple[str, ...], ...]
     root: str
+    recipe: str
     methods: tuple[str, ...]
     upper_bound_of: str
 
@@ -60,7 +62,8 @@ class Run:
         config: path of the config file.
         options: alternating keys and values, all strings.
         root: DETECTRON2_DATASETS of the run; "" leaves the environment as it is.
-        digest: of all that decides the result but the code.
+        digest: of what decides the result: the config keys that differ from the defaults, the seed and the commands
+            that make the data; not of the code, nor of what lies in the data's folders.
     """
 
     data: str
@@ -143,12 +146,12 @@ def load_study(path: str, output: str) -> Study:
     seeds = content["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise BLPSegError(f"{path}: seeds must be a list of whole numbers from 0 on, e.g. [0, 1, 2]")
+    if len(set(seeds)) < len(seeds):
+        raise BLPSegError(f"{path}: seeds {seeds}: one is there twice")
 
     words = {"output": output, "data": os.environ.get("DETECTRON2_DATASETS", "datasets")}
-    methods = {
-        str(name): _options(entry, words, f"{path}: methods: {name}") for name, entry in content["methods"].items()
-    }
-    common = _options(content.get("options"), words, f"{path}: options")
+    methods = {str(name): _options(entry, f"{path}: methods: {name}") for name, entry in content["methods"].items()}
+    common = _options(content.get("options"), f"{path}: options")
     data = {}
     for name, entry in content["data"].items():
         where = f"{path}: data: {name}"
@@ -163,9 +166,10 @@ def load_study(path: str, output: str) -> Study:
         data[str(name)] = Data(
             str(name),
             config,
-            {**common, **_options(entry.get("options"), words, where)},
+            {**common, **_options(entry.get("options"), where)},
             tuple(tuple(_fill(str(word), words) for word in command) for command in prepare),
             _fill(str(entry.get("root", "")), words),
+            "\n".join(" ".join(map(str, command)) for command in prepare),
             tuple(_known(entry.get("methods", list(methods)), methods, f"{where}: methods")),
             _known([entry.get("upper_bound_of", name)], content["data"], f"{where}: upper_bound_of")[0],
         )
@@ -193,18 +197,22 @@ def load_study(path: str, output: str) -> Study:
         methods=methods,
         sweeps=tuple(sweeps),
     )
-    return Study(**{**vars(study), "runs": tuple(_runs(study, grid, output))})
+    return Study(**{**vars(study), "runs": tuple(_runs(study, grid, words))})
 
 
-def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], output: str):
+def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], words: dict[str, str]):
     folders = {}
     cells = []
+    defaults = _flat(get_cfg())
     for d, m, seeds in grid:
         entry = study.data[d]
-        options = [str(x) for pair in {**entry.options, **study.methods[m]}.items() for x in pair]
-        text = get_cfg(entry.config, options).dump()  # mistakes in it are told before any run starts
-        # Where things lie does not change a result.
-        identity = "\n".join([text, *(" ".join(command) for command in entry.prepare)]).replace(output, "{output}")
+        given = {**entry.options, **study.methods[m]}
+        options = [str(x) for key, value in given.items() for x in (key, _fill(value, words))]
+        resolved = _flat(get_cfg(entry.config, options))  # mistakes in it are told before any run starts
+        # As it was given: where things lie does not change a result.
+        resolved |= given
+        own = [f"{key}: {v}" for key, v in sorted(resolved.items()) if defaults.get(key) != v and key != "OUTPUT_DIR"]
+        identity = "\n".join([*own, entry.recipe])
         cells.append((entry, m, seeds, options, identity))
     for seed in study.seeds:
         for entry, m, seeds, options, identity in cells:
@@ -218,6 +226,13 @@ def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], output: st
             yield run
 
 
+def _flat(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in sorted(node.items()):
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
+    return flat
+
+
 def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Sweep, dict[str, dict]]:
     _check_keys(entry, _SWEEP_KEYS, where, required=("of", "key", "values"))
     base = methods[_known([entry["of"]], methods, f"{where}: of")[0]]
@@ -225,21 +240,35 @@ def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Swe
     values = entry["values"]
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
         raise BLPSegError(f"{where}: values must be a list of numbers")
+    own = {_value(data[d], base, entry["key"], where) for d in chosen}
+    if len(own) > 1:
+        raise BLPSegError(
+            f"{where}: {entry['key']} differs between the data sets {', '.join(chosen)}; sweep them apart"
+        )
+    own = own.pop()
     points, variants = [], {}
-    first = data[chosen[0]]
-    options = [str(x) for pair in {**first.options, **base}.items() for x in pair]
-    own: object = get_cfg(first.config, options)
-    for part in entry["key"].split("."):
-        if part not in own:
-            raise BLPSegError(f"{where}: unknown config key {entry['key']}")
-        own = own[part]
-    for value in sorted({float(v) for v in values} | {float(own)}):
-        method = str(entry["of"]) if value == float(own) else f"{entry['of']}, {name} {value:g}"
-        points.append((value, method))
-        if value != float(own):
-            exact = int(value) if isinstance(own, int) else value
-            variants[method] = {**base, entry["key"]: exact}
+    for value in sorted({*values, own}):
+        if value == own:
+            points.append((float(value), str(entry["of"])))
+            continue
+        if isinstance(own, int) and int(value) != value:
+            raise BLPSegError(f"{where}: {entry['key']} takes whole numbers, not {value}")
+        method = f"{entry['of']}, {name} {value:g}"
+        points.append((float(value), method))
+        variants[method] = {**base, entry["key"]: type(own)(value)}
     return Sweep(name, entry["key"], chosen, tuple(points)), variants
+
+
+def _value(data: Data, method: dict, key: str, where: str) -> float:
+    """What ``key`` is for a method on a data set."""
+    value: object = get_cfg(data.config, [str(x) for pair in {**data.options, **method}.items() for x in pair])
+    for part in str(key).split("."):
+        if not isinstance(value, CfgNode) or part not in value:
+            raise BLPSegError(f"{where}: unknown config key {key}")
+        value = value[part]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise BLPSegError(f"{where}: {key} is {value!r}; a sweep needs a key that is a number")
+    return value
 
 
 def _known(names, known, where: str) -> list:
@@ -265,13 +294,13 @@ def _check_keys(entry, known: tuple[str, ...], where: str, required: tuple[str, 
         raise BLPSegError(f"{where}: {', '.join(missing)} missing")
 
 
-def _options(entry, words: dict[str, str], where: str) -> dict[str, object]:
-    """Config keys and values, the words in braces filled in."""
+def _options(entry, where: str) -> dict[str, object]:
+    """Config keys and values."""
     if entry is None:
         return {}
     if not isinstance(entry, dict):
         raise BLPSegError(f"{where}: expected CONFIG.KEY: value, found {type(entry).__name__}")
-    return {key: _fill(value, words) for key, value in entry.items()}
+    return dict(entry)
 
 
 def _fill(value, words: dict[str, str]):

@@ -10,23 +10,24 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 
 import torch
 
 from ..data.io import write_bytes_atomic
+from ..engine.checkpoint import provenance
 from ..errors import BLPSegError, run_command
 from .plan import Run, Study
 
-__all__ = ["read_rows", "run_study"]
+__all__ = ["CURVES", "ROWS", "read_rows", "row_key", "run_study"]
 
-ROWS, CURVES = "runs.csv", "curves.csv"
+ROWS, CURVES, LOG = "runs.csv", "curves.csv", "console.txt"
 _DONE = "done.json"  # in a run's folder: the digest of what was run there
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,8 +56,9 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
-        found = {_key(row): row for row in read_rows(os.path.join(output, ROWS))}
-        rows = {run.key: found[run.key] for run in study.runs if found.get(run.key, {}).get("digest") == run.digest}
+        path = os.path.join(output, ROWS)
+        found = {row_key(row, path): row for row in read_rows(path)}
+        rows = {run.key: found[run.key] for run in study.runs if _is_done(study, run, found.get(run.key))}
         keys = {run.key for run in study.runs}
         others = [row for key, row in found.items() if key not in keys]
         pending = [run for run in study.runs if run.key not in rows]
@@ -69,12 +71,25 @@ def read_rows(path: str) -> list[dict[str, str]]:
     """The rows of a CSV file with a header; none if there is no such file."""
     if not os.path.exists(path):
         return []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
-def _key(row: dict[str, str]) -> tuple[str, str, int]:
-    return row["data"], row["method"], int(row["seed"])
+def row_key(row: dict[str, str], path: str) -> tuple[str, str, int]:
+    """Data set, method and seed of a row of ``path``.
+
+    Raises:
+        BLPSegError: the row has none of these.
+    """
+    try:
+        return row["data"], row["method"], int(row["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BLPSegError(f"{path}: not a study's CSV file, with data, method and seed in each row") from error
+
+
+def _is_done(study: Study, run: Run, row: dict | None) -> bool:
+    # A column that the study file has got since is measured by evaluating again; training is then found complete.
+    return row is not None and row.get("digest") == run.digest and study.columns.keys() <= row.keys()
 
 
 def _prepare(study: Study, names: set[str]) -> None:
@@ -98,6 +113,11 @@ class _Pool:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["blpseg.study.runner", "blpseg.engine.train", "blpseg.evaluation"])
         self.gpus = torch.cuda.device_count()
+        # Of the code that is loaded now, whatever is committed while the study runs.
+        self.versions = provenance()
+        self.curves: dict = {}
+        for row in read_rows(os.path.join(output, CURVES)):
+            self.curves.setdefault(row_key(row, CURVES), []).append(row)
         self.running: dict = {}  # process -> (run, slot, start)
         self.failed: list[Run] = []
         self.signum = 0
@@ -132,7 +152,7 @@ class _Pool:
                 os.kill(process.pid, signal.SIGTERM)
 
     def _log(self, run: Run) -> str:
-        return os.path.join(self.output, run.folder, "console.txt")
+        return os.path.join(self.output, run.folder, LOG)
 
     def _start(self, run: Run) -> None:
         slot = self.slots.pop(0)
@@ -141,6 +161,8 @@ class _Pool:
         process = self.context.Process(target=_child, args=(run, folder, self._log(run), self.threads, gpu))
         process.start()
         self.running[process] = run, slot, time.monotonic()
+        if self.signum:  # it came while the process started, which has not heard it
+            os.kill(process.pid, signal.SIGTERM)
 
     def _finish(self, process, total: int, start: float) -> None:
         process.join()
@@ -152,10 +174,18 @@ class _Pool:
                 print(f"FAILED {' | '.join(map(str, run.key))}: {self._last_line(run, process.exitcode)}", flush=True)
             return
         folder = os.path.join(self.output, run.folder)
-        row = _row(self.study, run, folder)
+        row = _row(self.study, run, folder) | {
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "git_revision": self.versions["git_revision"],
+            "torch": self.versions["torch"],
+            "device": torch.cuda.get_device_name() if self.gpus else "cpu",
+            "threads": self.threads,
+        }
+        self.curves[run.key] = _curve(self.study, run, folder)
         self.rows[run.key] = row
         _write_csv(os.path.join(self.output, ROWS), self._in_order())
-        _write_csv(os.path.join(self.output, CURVES), list(_curves(self.study, self.output, self.rows)))
+        curves = [point for r in self.study.runs if r.key in self.rows for point in self.curves.get(r.key, ())]
+        _write_csv(os.path.join(self.output, CURVES), curves)
         over = total - sum(r.key not in self.rows for r in self.study.runs)
         left = (time.monotonic() - start) / over * (total - over - len(self.failed))
         scores = ", ".join(f"{name} {row[name]}" for name in self.study.columns)
@@ -206,6 +236,13 @@ def _train_and_evaluate(run: Run, folder: str) -> int:
     before = _read_json(done)
     resume = before is not None and before.get("digest") == run.digest
     if not resume:
+        # First what another config left: were this process killed in between, it would pass for this one's.
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            elif name != LOG:
+                os.remove(path)
         write_bytes_atomic(done, json.dumps({"digest": run.digest, "seconds": 0.0}).encode())
     begun = time.monotonic()
     arguments = {
@@ -245,41 +282,40 @@ def _scalars(folder: str) -> list[dict]:
 
 
 def _row(study: Study, run: Run, folder: str) -> dict:
-    from ..engine.checkpoint import provenance
-
+    """What a finished run's files say of it."""
     results = _read_json(os.path.join(folder, "final", "results.json"))
     values = _flat(next(iter(results.values())))
-    scalars: dict = {}
-    for line in _scalars(folder):
-        scalars.update(line)
-    values |= {f"train/{name}": value for name, value in scalars.items()}
+    lines = _scalars(folder)
+    for metric in study.columns.values():
+        if metric.startswith("train/"):
+            logged = [line[metric[6:]] for line in lines if metric[6:] in line]
+            # One step is one batch; the last tenth of the run tells where it ended.
+            tail = logged[-max(1, len(logged) // 10) :]
+            values[metric] = sum(tail) / len(tail) if tail else None
     row: dict = {"data": run.data, "method": run.method, "seed": run.seed}
     for column, metric in study.columns.items():
         value = values.get(metric)
         row[column] = "" if value is None else f"{value:.4f}"
-    versions = provenance()
     return row | {
-        "iterations": scalars["iteration"] + 1,
+        "iterations": max(line["iteration"] for line in lines) + 1,
         "seconds": round(_read_json(os.path.join(folder, _DONE))["seconds"], 1),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_revision": versions["git_revision"],
-        "torch": versions["torch"],
         "config": run.config,
         "options": shlex.join(run.options),
         "digest": run.digest,
     }
 
 
-def _curves(study: Study, output: str, rows: Iterable) -> Iterable[dict]:
-    for run in study.runs:
-        if run.key not in rows:
-            continue
-        for entry in _read_json(os.path.join(output, run.folder, "evaluations.json")) or ():
-            values = _flat(entry["results"])
-            scores = {name: values[metric] for name, metric in study.metrics.items() if metric in values}
-            yield {"data": run.data, "method": run.method, "seed": run.seed, "iteration": entry["iteration"] + 1} | {
-                name: "" if value is None else f"{value:.4f}" for name, value in scores.items()
-            }
+def _curve(study: Study, run: Run, folder: str) -> list[dict]:
+    """The evaluations of a run on the way."""
+    points = []
+    for entry in _read_json(os.path.join(folder, "evaluations.json")) or ():
+        values = _flat(entry["results"])
+        point = {"data": run.data, "method": run.method, "seed": run.seed, "iteration": entry["iteration"] + 1}
+        for name, metric in study.columns.items():
+            if metric in values:
+                point[name] = "" if values[metric] is None else f"{values[metric]:.4f}"
+        points.append(point)
+    return points
 
 
 def _write_csv(path: str, rows: list[dict]) -> None:

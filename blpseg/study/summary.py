@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterable
 
@@ -14,9 +15,11 @@ from tabulate import tabulate
 from ..data.io import write_bytes_atomic
 from ..errors import BLPSegError
 from .plan import Study
-from .runner import CURVES, ROWS, read_rows
+from .runner import CURVES, ROWS, read_rows, row_key
 
 __all__ = ["mean_and_spread", "paired", "summarize"]
+
+logger = logging.getLogger(__name__)
 
 TABLE = "table.md"
 _COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
@@ -45,7 +48,7 @@ def summarize(study: Study, folder: str) -> str:
         the table, Markdown.
 
     Raises:
-        BLPSegError: there is no run to sum up, or a row is not of this study's columns.
+        BLPSegError: there is no run to sum up, or a file is not a study's.
     """
     path = os.path.join(folder, ROWS)
     scores = _scores(study, read_rows(path), path)
@@ -66,15 +69,23 @@ Scores = dict[tuple[str, str, str], dict[int, float]]  # (data, method, metric) 
 
 
 def _scores(study: Study, rows: list[dict[str, str]], path: str) -> Scores:
+    digests = {run.key: run.digest for run in study.runs}
     scores: Scores = {}
-    try:
-        for row in rows:
-            for metric in study.columns:
-                if row["method"] in study.methods and row["data"] in study.data and row.get(metric, ""):
-                    key = row["data"], row["method"], metric
-                    scores.setdefault(key, {})[int(row["seed"])] = float(row[metric])
-    except (KeyError, ValueError) as error:
-        raise BLPSegError(f"{path}: not the runs of this study ({error!r})") from error
+    for row in rows:
+        key = row_key(row, path)
+        if key not in digests:
+            continue
+        if row.get("digest", digests[key]) != digests[key]:
+            logger.warning(
+                f"{path}: {' | '.join(map(str, key))} is of another config and left out; run the study again"
+            )
+            continue
+        for metric in study.columns:
+            try:
+                if row.get(metric):
+                    scores.setdefault((*key[:2], metric), {})[key[2]] = float(row[metric])
+            except ValueError as error:
+                raise BLPSegError(f"{path}: {metric} of {' | '.join(map(str, key))} is no number") from error
     return scores
 
 
@@ -100,7 +111,7 @@ def _table(study: Study, scores: Scores, data: str) -> str:
             row.append("" if same else f"{_spread(differences, '+')} ({higher}/{len(differences)} higher)")
         if study.upper_bound:
             bound = scores.get((study.data[data].upper_bound_of, study.upper_bound, metrics[0]), {})
-            both = [seed for seed in values[0] if seed in bound]
+            both = [seed for seed in values[0] if bound.get(seed)]
             row.append(f"{100 * np.mean([values[0][s] / bound[s] for s in both]):.0f} %" if both else "")
         rows.append(row + [_spread(scores.get((data, method, column), {}).values()) for column in study.also])
     body = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
@@ -145,17 +156,19 @@ def _draw_scores(study: Study, scores: Scores) -> Figure:
 def _draw_curves(study: Study, curves: list[dict[str, str]]) -> Figure:
     """The first metric on the validation images by iteration: mean over seeds, band from lowest to highest."""
     metric = next(iter(study.metrics))
-    swept = {method for sweep in study.sweeps for _, method in sweep.points if ", " in method}
+    # Longer runs show where a curve goes; other values of other keys would crowd it.
+    swept = {m for sweep in study.sweeps if sweep.key != "SOLVER.MAX_ITER" for _, m in sweep.points if ", " in m}
+    runs = {run.key for run in study.runs}
     points: dict = {}
     for row in curves:
-        if row.get(metric) and row["method"] in study.methods and row["method"] not in swept:
+        if row.get(metric) and row_key(row, CURVES) in runs and row["method"] not in swept:
             place = points.setdefault(row["data"], {}).setdefault(row["method"], {})
             place.setdefault(int(row["iteration"]), []).append(float(row[metric]))
     data = [d for d in study.data if d in points]
     colors = _colors(study)
     columns = min(3, max(1, len(data)))
     lines = -(-max(1, len(data)) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * lines + 0.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4.2 * columns + 1.9, 3.2 * lines), dpi=110, layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=False).ravel()
     handles: dict = {}
     for ax in axes[len(data) :]:
@@ -170,7 +183,7 @@ def _draw_curves(study: Study, curves: list[dict[str, str]]) -> Figure:
             ax.fill_between(at, [min(v) for v in values], [max(v) for v in values], color=colors[method], alpha=0.12)
         ax.set(title=d, xlabel="iteration", ylabel=metric)
         ax.grid(alpha=0.3)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -187,8 +200,11 @@ def _draw_sweeps(study: Study, scores: Scores) -> Figure:
     for ax, (sweep, d) in zip(axes, pairs, strict=False):
         for color, metric in zip(_COLORS, study.metrics, strict=False):
             found = [(value, scores[d, m, metric]) for value, m in sweep.points if (d, m, metric) in scores]
-            if found:
-                means, deviations = zip(*(mean_and_spread(s.values()) for _, s in found), strict=True)
+            # The same seeds at each value: what seeds differ in would look like an effect.
+            seeds = set.intersection(*(set(s) for _, s in found)) if found else ()
+            if seeds:
+                spread = [mean_and_spread(s[seed] for seed in seeds) for _, s in found]
+                means, deviations = zip(*spread, strict=True)
                 handles[metric] = ax.errorbar(
                     range(len(found)), means, np.nan_to_num(deviations), fmt="o-", color=color, capsize=3
                 )

@@ -85,6 +85,7 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     rows = rows_of(output)
     assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for s in "01" for m in ("partial CE", "BLP")]
     assert rows[0] == first[0], "a finished run was repeated"
+    assert "continuing after iteration" in (second / "console.txt").read_text()
     assert all(r["git_revision"] and r["finished"] and float(r["seconds"]) > 0 for r in rows)
     assert all(0 <= float(r[m]) <= 100 for r in rows for m in ("mIoU", "rare")) and all(r["loss"] for r in rows)
     assert {r["iterations"] for r in rows} == {"6"}
@@ -110,8 +111,13 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     rows = rows_of(output)
     assert [(r["method"], r["seed"]) for r in rows[:2]] == [("partial CE", "0"), ("BLP", "0")]
     assert rows[0] == first[0] and "GAMMA 1.0" in rows[1]["options"]
-    # What the study no longer names stays.
+    # What the study no longer names stays, but does not count.
     assert [(r["method"], r["seed"]) for r in rows[2:]] == [("partial CE", "1"), ("BLP", "1")]
+    table = summarize(load_study(write(study), str(output)), str(output))
+    assert f"| BLP        | 1       | {float(rows[1]['mIoU']):.2f} " in table
+    # Nor does a row of another config.
+    study["methods"]["BLP"]["MODEL.BLPSEG.BLP.GAMMA"] = 3.0
+    assert "| BLP " not in summarize(load_study(write(study), str(output)), str(output))
 
 
 def test_table_by_hand(tmp_path, root, write):
@@ -169,6 +175,9 @@ def test_sweep_has_the_methods_own_value(tmp_path, write):
         ({"data": {"toy": {}}}, "no config"),
         ({"data": {"toy": {"config": "configs/none.yaml"}}}, "no such config file"),
         ({"methods": {"a b": {}, "a_b": {}}, "reference": "a b"}, "would share the folder"),
+        ({"seeds": [1, 1]}, "one is there twice"),
+        ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.DEVICE", "values": [1]}}}, "needs a key that is a number"),
+        ({"sweeps": {"g": {"of": "BLP", "key": "SOLVER.MAX_ITER", "values": [1.5]}}}, "takes whole numbers, not 1.5"),
         ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.NOPE", "values": [1]}}}, "unknown config key MODEL.NOPE"),
     ],
 )
@@ -187,6 +196,23 @@ def test_files_that_are_no_study(tmp_path, write):
     study = load_study(write(definition()), str(tmp_path))
     with pytest.raises(BLPSegError, match="run it first"):
         summarize(study, str(tmp_path))
+    (tmp_path / "runs.csv").write_text("data;method;seed\ntoy;BLP;0\n")
+    with pytest.raises(BLPSegError, match="not a study's CSV"):
+        summarize(study, str(tmp_path))
+
+
+def test_digest_is_of_what_decides_the_result(tmp_path, write, monkeypatch):
+    def digest(folder="a", **changes):
+        return load_study(write(definition(**changes)), str(tmp_path / folder)).runs[0].digest
+
+    first = digest()
+    toy = definition()["data"]["toy"]
+    prepared = {"toy": {**toy, "prepare": [["make.py", "{output}/x", "{data}"]]}}
+    assert digest("b") == first and digest(options={"SOLVER.MAX_ITER": 5}) != first
+    before = digest(data=prepared)
+    monkeypatch.setenv("DETECTRON2_DATASETS", "elsewhere")
+    assert digest("b", data=prepared) == before != first
+    assert digest(also=None) == first and digest(seeds=[2]) != first
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs/studies").glob("*.yaml")))
