@@ -125,8 +125,8 @@ def _spread(values: Iterable[float], sign: str = "") -> str:
     return f"{mean:{sign}.2f}" if np.isnan(deviation) else f"{mean:{sign}.2f} ± {deviation:.2f}"
 
 
-def _colors(study: Study) -> dict[str, str]:
-    return {method: _COLORS[i % len(_COLORS)] for i, method in enumerate(study.methods)}
+def _colors(methods: Iterable[str]) -> dict[str, str]:
+    return {method: _COLORS[i % len(_COLORS)] for i, method in enumerate(methods)}
 
 
 def _draw_scores(study: Study, scores: Scores) -> Figure:
@@ -134,7 +134,7 @@ def _draw_scores(study: Study, scores: Scores) -> Figure:
     data = [d for d in study.data if _methods(study, scores, d)]
     swept = {method for sweep in study.sweeps for _, method in sweep.points}
     methods = [m for m in study.methods if not (m in swept and ", " in m)] or list(study.methods)
-    colors = _colors(study)
+    colors = _colors(methods)
     height = 0.28 * len(methods) + 0.9
     figure = Figure(figsize=(2.2 + 2.7 * len(data), height * len(study.metrics)), dpi=110, layout="constrained")
     axes = figure.subplots(len(study.metrics), len(data), squeeze=False, sharey=True, sharex="row")
@@ -165,7 +165,7 @@ def _draw_curves(study: Study, curves: list[dict[str, str]]) -> Figure:
             place = points.setdefault(row["data"], {}).setdefault(row["method"], {})
             place.setdefault(int(row["iteration"]), []).append(float(row[metric]))
     data = [d for d in study.data if d in points]
-    colors = _colors(study)
+    colors = _colors(m for m in study.methods if any(m in points[d] for d in data))
     columns = min(3, max(1, len(data)))
     lines = -(-max(1, len(data)) // columns)
     figure = Figure(figsize=(4.2 * columns + 1.9, 3.2 * lines), dpi=110, layout="constrained")
