@@ -246,12 +246,12 @@ class ReportEvaluator(DatasetEvaluator):
             groups.insert(0, ("distance to scribble", DISTANCE_EDGES, by_scribble))
         self._write_csv("regions.csv", self._region_rows(groups))
         self._write_csv("places.csv", self._place_rows(by_place, rate))
-        self._write_figure("regions.png", _draw_regions(groups, summary, self._dataset_name))
+        write_figure(os.path.join(self._folder, "regions.png"), _draw_regions(groups, summary, self._dataset_name))
         confusion = flat.sum(axis=0).T
         names = list(self._metadata.stuff_classes)
         rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
         self._write_csv("confusion.csv", [["label \\ prediction", *names], *rows])
-        self._write_figure("confusion.png", _draw_confusion(confusion, names, self._dataset_name))
+        write_figure(os.path.join(self._folder, "confusion.png"), _draw_confusion(confusion, names, self._dataset_name))
         self._draw_extremes(extremes)
         content = {**summary, "annotation_probability_from": source}
         write_bytes_atomic(
@@ -318,10 +318,12 @@ class ReportEvaluator(DatasetEvaluator):
         csv.writer(text).writerows(rows)
         write_bytes_atomic(os.path.join(self._folder, name), text.getvalue().encode())
 
-    def _write_figure(self, name: str, figure: Figure) -> None:
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer)
-        write_bytes_atomic(os.path.join(self._folder, name), buffer.getvalue())
+
+def write_figure(path: str, figure: Figure) -> None:
+    """Write a figure as PNG in one step."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int) -> tuple[np.ndarray, np.ndarray]:

@@ -83,10 +83,9 @@ class Run:
         """Of its files, relative to the study's."""
         return os.path.join("runs", slug(self.data), slug(self.method), f"seed{self.seed}")
 
-    def cfg(self, output_dir: str = "") -> CfgNode:
+    def cfg(self) -> CfgNode:
         """Its complete config."""
-        extra = ["OUTPUT_DIR", output_dir] if output_dir else []
-        return get_cfg(self.config, [*self.options, *extra])
+        return get_cfg(self.config, self.options)
 
 
 @dataclass(frozen=True)

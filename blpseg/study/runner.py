@@ -19,6 +19,7 @@ from argparse import Namespace
 from datetime import datetime, timedelta, timezone
 
 import torch
+from detectron2.evaluation.testing import flatten_results_dict
 
 from ..data.io import write_bytes_atomic
 from ..engine.checkpoint import provenance
@@ -272,10 +273,6 @@ def _read_json(path: str):
         return None
 
 
-def _flat(results: dict) -> dict[str, float]:
-    return {f"{task}/{name}": value for task, values in results.items() for name, value in values.items()}
-
-
 def _scalars(folder: str) -> list[dict]:
     with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
@@ -284,7 +281,7 @@ def _scalars(folder: str) -> list[dict]:
 def _row(study: Study, run: Run, folder: str) -> dict:
     """What a finished run's files say of it."""
     results = _read_json(os.path.join(folder, "final", "results.json"))
-    values = _flat(next(iter(results.values())))
+    values = flatten_results_dict(next(iter(results.values())))
     lines = _scalars(folder)
     for metric in study.columns.values():
         if metric.startswith("train/"):
@@ -309,7 +306,7 @@ def _curve(study: Study, run: Run, folder: str) -> list[dict]:
     """The evaluations of a run on the way."""
     points = []
     for entry in _read_json(os.path.join(folder, "evaluations.json")) or ():
-        values = _flat(entry["results"])
+        values = flatten_results_dict(entry["results"])
         point = {"data": run.data, "method": run.method, "seed": run.seed, "iteration": entry["iteration"] + 1}
         for name, metric in study.columns.items():
             if metric in values:

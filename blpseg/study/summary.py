@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterable
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from ..data.io import write_bytes_atomic
 from ..errors import BLPSegError
+from ..evaluation.report import write_figure
 from .plan import Study
 from .runner import CURVES, ROWS, read_rows, row_key
 
@@ -56,12 +55,12 @@ def summarize(study: Study, folder: str) -> str:
         raise BLPSegError(f"{path}: no finished run of this study to sum up; run it first")
     text = "\n\n".join(_table(study, scores, data) for data in study.data if _methods(study, scores, data)) + "\n"
     write_bytes_atomic(os.path.join(folder, TABLE), text.encode())
-    _write_figure(os.path.join(folder, "scores.png"), _draw_scores(study, scores))
+    write_figure(os.path.join(folder, "scores.png"), _draw_scores(study, scores))
     curves = read_rows(os.path.join(folder, CURVES))
     if curves:
-        _write_figure(os.path.join(folder, "curves.png"), _draw_curves(study, curves))
+        write_figure(os.path.join(folder, "curves.png"), _draw_curves(study, curves))
     if study.sweeps:
-        _write_figure(os.path.join(folder, "sweeps.png"), _draw_sweeps(study, scores))
+        write_figure(os.path.join(folder, "sweeps.png"), _draw_sweeps(study, scores))
     return text
 
 
@@ -213,9 +212,3 @@ def _draw_sweeps(study: Study, scores: Scores) -> Figure:
         ax.grid(alpha=0.3)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles) or 1, fontsize=8)
     return figure
-
-
-def _write_figure(path: str, figure: Figure) -> None:
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes_atomic(path, buffer.getvalue())
