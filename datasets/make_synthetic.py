@@ -32,6 +32,12 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=100, help="validation images (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data set (default: 0)")
     parser.add_argument(
+        "--own-hue",
+        type=float,
+        default=0.7,
+        help="share of objects in the hue of their kind: the more, the easier to tell apart (default: 0.7)",
+    )
+    parser.add_argument(
         "--preference",
         type=float,
         default=0.5,
@@ -52,6 +58,7 @@ def main() -> None:
         train=arguments.train,
         val=arguments.val,
         seed=arguments.seed,
+        own_hue=arguments.own_hue,
         preference=arguments.preference,
         length=arguments.length,
         scribble_width=arguments.width,

@@ -28,19 +28,21 @@ METADATA = "metadata.json"
 _GENERATOR = "blpseg make_synthetic 1"  # count up when the same settings give other pictures
 _SPLITS = ("train", "val")
 
-_OWN_HUE = 0.7  # share of objects in the hue of their kind; the others have any
 _OWN_TEXTURE = 0.85  # share of objects with the texture of their kind
 _HUE_SPREAD = 0.07  # of a circle
 # (least, largest) saturation, and difference in value between a texture's shades; the ranges overlap.
 _GROUND, _OBJECT = ((0.05, 0.55), (0.08, 0.22)), ((0.3, 0.9), (0.18, 0.4))
 
 
-def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    rng: np.random.Generator, height: int, width: int, own_hue: float = 0.7
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene.
 
     Args:
-        rng: the scene depends on it and the size alone.
+        rng: the scene depends on it and the other arguments alone.
         height, width: in pixels, at least 32.
+        own_hue: share of objects in the hue of their kind, 0..1; the others have any.
 
     Returns:
         image (H, W, 3) uint8 RGB and mask (H, W) uint8, classes as in ``blpseg.data.datasets.synthetic``.
@@ -60,7 +62,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
         kind = int(rng.integers(1, len(CLASSES)))
         shape = _place(rng, _SHAPES[CLASSES[kind]](rng), height, width)
         own = (kind - 1) / (len(CLASSES) - 1)
-        hue = rng.normal(own, _HUE_SPREAD) if rng.random() < _OWN_HUE else rng.random()
+        hue = rng.normal(own, _HUE_SPREAD) if rng.random() < own_hue else rng.random()
         texture = textures[kind - 1] if rng.random() < _OWN_TEXTURE else rng.choice(textures)
         paint = _paint(rng, height, width, texture, hue, *_OBJECT)
         soft = cv2.GaussianBlur(shape.astype(np.float32), (3, 3), 0.6)[..., None]
@@ -223,6 +225,7 @@ def make_synthetic(
     train: int = 400,
     val: int = 100,
     seed: int = 0,
+    own_hue: float = 0.7,
     preference: float = 0.5,
     length: float = 1.0,
     scribble_width: int = 3,
@@ -238,6 +241,7 @@ def make_synthetic(
         size: (height, width) of the images.
         train, val: counts of images.
         seed: same seed and settings, same files.
+        own_hue: of :func:`draw_scene`; the larger, the easier the classes are to tell apart.
         preference, length, scribble_width: of :func:`blpseg.data.scribbles.simulate_scribble`.
         shuffle_scribbles: every training image gets another's scribble: a control that nothing can be learned from.
         jobs: processes.
@@ -253,14 +257,16 @@ def make_synthetic(
         raise BLPSegError(
             f"sizes start at 32 pixels, counts at 1 (2 to shuffle); got {height} x {width}, {train} train, {val} val"
         )
-    if not (0 <= preference <= 1 and 0 <= length <= 1 and scribble_width >= 1 and seed >= 0 and jobs >= 1):
-        raise BLPSegError("preference and length lie in 0..1, width and jobs start at 1, the seed at 0")
+    shares = (own_hue, preference, length)
+    if not (all(0 <= share <= 1 for share in shares) and scribble_width >= 1 and seed >= 0 and jobs >= 1):
+        raise BLPSegError("own hue, preference and length lie in 0..1, width and jobs start at 1, the seed at 0")
     settings = {
         "generator": _GENERATOR,
         "size": [int(height), int(width)],
         "train": train,
         "val": val,
         "seed": seed,
+        "own_hue": own_hue,
         "preference": preference,
         "length": length,
         "scribble_width": scribble_width,
@@ -295,7 +301,7 @@ def _write_scene(task: tuple) -> bool:
     _, settings, split, index, _ = task
     paths = _paths(task)
     rng = np.random.default_rng((settings["seed"], _SPLITS.index(split), index))
-    image, mask = draw_scene(rng, *settings["size"])
+    image, mask = draw_scene(rng, *settings["size"], settings["own_hue"])
     write_png_atomic(paths["images"], image)
     write_png_atomic(paths["masks"], mask)
     if "scribbles" in paths:

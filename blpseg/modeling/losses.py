@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from .pixel_sampling import PixelSampler, cross_entropy_at
+from .pixel_sampling import Pixels, PixelSampler, cross_entropy_at
 
 __all__ = [
     "SEGMENTATION_LOSS_REGISTRY",
@@ -57,19 +57,18 @@ def blp_loss(
     Returns:
         the loss, a scalar; the mean weight over supervised pixels and their number, scalars without gradient.
     """
-    pixels = torch.nonzero(((target >= 0) & (target < logits.shape[1])).flatten())[:, 0]
-    label = target.flatten()[pixels]
-    size = target.shape[-2:]
     with torch.autocast(logits.device.type, enabled=False):
-        annotation = PixelSampler(annotation_logits, size)
+        annotation = PixelSampler(annotation_logits, target.shape[-2:])
 
-        def weigh(log_p: torch.Tensor, chunk: slice) -> torch.Tensor:
-            log_q = annotation(pixels[chunk]).log_softmax(dim=1).gather(1, label[chunk, None])
-            return blp_weight(log_p, log_q, gamma)
+        def weigh(log_p: torch.Tensor, label: torch.Tensor, pixels: Pixels) -> torch.Tensor:
+            if gamma == 0:
+                return torch.ones_like(log_p)
+            return blp_weight(log_p, annotation.log_softmax(pixels).gather(1, label), gamma)
 
-        numerator, denominator = cross_entropy_at(logits, pixels, label, size, weigh)
+        numerator, denominator = cross_entropy_at(logits, target, weigh)
         loss = (numerator / (denominator + 1e-7)).mean().float()
-    return loss, denominator.sum() / max(len(label), 1), label.new_tensor(len(label))
+    supervised = ((target >= 0) & (target < logits.shape[1])).sum()
+    return loss, denominator.sum() / supervised.clamp(min=1), supervised
 
 
 def annotation_loss(logits: torch.Tensor, scribble: torch.Tensor, unannotated_weight: float) -> torch.Tensor:
@@ -86,11 +85,7 @@ def annotation_loss(logits: torch.Tensor, scribble: torch.Tensor, unannotated_we
     with torch.autocast(logits.device.type, enabled=False):
         class_weight = logits.new_ones(logits.shape[1], dtype=torch.float64)
         class_weight[-1] = unannotated_weight
-        pixels = torch.nonzero((scribble != PADDING).flatten())[:, 0]
-        label = scribble.flatten()[pixels]
-        loss, total = cross_entropy_at(
-            logits, pixels, label, scribble.shape[-2:], lambda _, chunk: class_weight[label[chunk, None]]
-        )
+        loss, total = cross_entropy_at(logits, scribble, lambda _, label, pixels: class_weight[label])
         return (loss.sum() / total.sum().clamp(min=torch.finfo(torch.float32).tiny)).float()
 
 
