@@ -79,6 +79,7 @@ def _add_model_keys(cfg: CN) -> None:
     # Annotation head.
     cfg.MODEL.BLPSEG.ANNOTATION = CN()
     cfg.MODEL.BLPSEG.ANNOTATION.UNANNOTATED_WEIGHT = 0.02  # class weight of "not annotated"
+    cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR = 1.0  # learning rate of the annotation head in units of SOLVER.BASE_LR
 
     # Self-training on thresholded predictions.
     cfg.MODEL.BLPSEG.SELF_TRAINING = CN()

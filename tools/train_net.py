@@ -41,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
         "--trust-checkpoint", action="store_true", help="read weights with plain pickle, which can run code they carry"
     )
     p.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="processes on this machine: one a GPU, or on the "
-        "CPU (default 1)"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine: one a GPU, or on the CPU (default 1)",
     )
     p.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines (default 1)")
     p.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, 0..M-1")

@@ -53,7 +53,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """"pass", "fall short", or "" where there is no target or no figure."""
+        """Pass, fall short, or "" where there is no target or no figure."""
         if self.target is None or self.ours is None or (self.ratio is None and self.baseline is not None):
             return ""
         if self.ratio is not None:

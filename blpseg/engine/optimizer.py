@@ -16,9 +16,15 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over ``model``'s parameters (METHOD section 6: AdamW).
 
     ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and
-    biases; None, the default here, treats them as every other weight.
+    biases; None, the default here, treats them as every other weight. The annotation head's learning rate is
+    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times the others'.
+
+    Raises:
+        BLPSegError: nothing to train, an unknown optimiser, or a factor that is not positive.
     """
-    solver = cfg.SOLVER
+    solver, factor = cfg.SOLVER, cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR
+    if factor <= 0:
+        raise BLPSegError(f"config: MODEL.BLPSEG.ANNOTATION.LR_FACTOR is a positive number; got {factor}")
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -26,6 +32,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: factor if name.startswith("annotation_head.") else 1.0,
     )
     if not groups:
         raise BLPSegError("config: the model has no weight to train; is everything frozen (MODEL.BACKBONE.FREEZE_AT)?")

@@ -241,9 +241,7 @@ class BLPSeg(nn.Module):
             gamma = getattr(self.segmentation_loss, "gamma", 0.0)  # a loss without one weighs all pixels alike
             weight = blp_weight(log_p.gather(1, label), log_q.gather(1, label), gamma)
             maps["blp_weight"] = weight[:, 0] * annotated
-            maps["pseudo_label"] = pseudo_labels(
-                stride4_logits, scribble, image_classes, self.self_training_threshold
-            )
+            maps["pseudo_label"] = pseudo_labels(stride4_logits, scribble, image_classes, self.self_training_threshold)
         return [
             {name: value[i, ..., :height, :width] for name, value in maps.items()}
             for i, (height, width) in enumerate(images.image_sizes)

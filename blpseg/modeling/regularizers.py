@@ -117,9 +117,7 @@ class GatedCRF(Regularizer):
     loss_name = "loss_gated_crf"
 
     @configurable
-    def __init__(
-        self, *, weight: float, radius: int, sigma_xy: float, sigma_rgb: float, pixel_std: Sequence[float]
-    ):
+    def __init__(self, *, weight: float, radius: int, sigma_xy: float, sigma_rgb: float, pixel_std: Sequence[float]):
         """
         Args:
             weight: see :class:`Regularizer`.

@@ -38,6 +38,16 @@ def test_decay_of_norms_and_biases():
         build_optimizer(get_cfg("", ["SOLVER.OPTIMIZER", "Adam"]), model)
 
 
+def test_learning_rate_of_the_annotation_head():
+    model = nn.ModuleDict({"annotation_head": net(), "other": net()})
+    optimizer = build_optimizer(get_cfg("", ["MODEL.BLPSEG.ANNOTATION.LR_FACTOR", 10.0, "SOLVER.BASE_LR", 0.01]), model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in model["annotation_head"].parameters()} == {0.01 * 10}
+    assert {rates[id(p)] for p in model["other"].parameters()} == {0.01}
+    with pytest.raises(BLPSegError, match="LR_FACTOR is a positive number; got 0"):
+        build_optimizer(get_cfg("", ["MODEL.BLPSEG.ANNOTATION.LR_FACTOR", 0.0]), model)
+
+
 @pytest.mark.parametrize("kind", ["value", "norm", "full_model"])
 def test_clipping(kind):
     model = net()
