@@ -107,21 +107,21 @@ def _table(study: Study, scores: Scores, data: str) -> str:
             differences = paired(v, scores.get((data, study.reference, metric), {}))
             higher = sum(d > 0 for d in differences)
             same = method == study.reference or not differences
-            row.append("" if same else f"{_spread(differences, '+')} ({higher}/{len(differences)} higher)")
+            row.append("" if same else f"{_spread(differences, '+.1f')} ({higher}/{len(differences)} higher)")
         if study.upper_bound:
             bound = scores.get((study.data[data].upper_bound_of, study.upper_bound, metrics[0]), {})
             both = [seed for seed in values[0] if bound.get(seed)]
             row.append(f"{100 * np.mean([values[0][s] / bound[s] for s in both]):.0f} %" if both else "")
-        rows.append(row + [_spread(scores.get((data, method, column), {}).values()) for column in study.also])
+        rows.append(row + [_spread(scores.get((data, method, column), {}).values(), ".2f") for column in study.also])
     body = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
     return f"### {data}\n\n{body}"
 
 
-def _spread(values: Iterable[float], sign: str = "") -> str:
+def _spread(values: Iterable[float], spec: str = ".1f") -> str:
     mean, deviation = mean_and_spread(values)
     if np.isnan(mean):
         return ""
-    return f"{mean:{sign}.2f}" if np.isnan(deviation) else f"{mean:{sign}.2f} ± {deviation:.2f}"
+    return f"{mean:{spec}}" if np.isnan(deviation) else f"{mean:{spec}} ± {deviation:{spec.lstrip('+')}}"
 
 
 def _colors(methods: Iterable[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from blpseg.data.synthetic import make_synthetic
 from blpseg.errors import BLPSegError
 from blpseg.study import load_study, run_study, summarize
+from blpseg.study.runner import row_key
 from blpseg.study.summary import mean_and_spread, paired
 
 from ..conftest import ROOT
@@ -128,10 +130,10 @@ def test_table_by_hand(tmp_path, root, write):
             file.write(f"toy,partial CE,{seed},{base},10\ntoy,BLP,{seed},{other},\n")
     lines = summarize(study, str(tmp_path)).splitlines()
     cells = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines if "|" in line}
-    assert cells["partial CE"][:3] == ["3", "42.00 ± 2.00", "10.00 ± 0.00"]
+    assert cells["partial CE"][:3] == ["3", "42.0 ± 2.0", "10.0 ± 0.0"]
     # Of BLP: mean 48, deviations 2, -7, 5; differences 10, -1, 9: mean 6, deviations 4, -7, 3.
-    assert cells["BLP"][1] == f"48.00 ± {(78 / 2) ** 0.5:.2f}"
-    assert cells["BLP"][3] == f"+6.00 ± {(74 / 2) ** 0.5:.2f} (2/3 higher)"
+    assert cells["BLP"][1] == f"48.0 ± {(78 / 2) ** 0.5:.1f}"
+    assert cells["BLP"][3] == f"+6.0 ± {(74 / 2) ** 0.5:.1f} (2/3 higher)"
     share = 100 * (40 / 50 + 42 / 41 + 44 / 53) / 3
     assert cells["partial CE"][-1] == f"{share:.0f} %" and cells["BLP"][-1] == "100 %"
 
@@ -215,10 +217,29 @@ def test_digest_is_of_what_decides_the_result(tmp_path, write, monkeypatch):
     assert digest(also=None) == first and digest(seeds=[2]) != first
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs/studies").glob("*.yaml")))
+PUBLISHED = sorted(path.stem for path in (ROOT / "docs/studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_studies_load(root, monkeypatch, name):
     monkeypatch.chdir(root)
-    study = load_study(f"docs/studies/{name}", "output")
+    study = load_study(f"docs/studies/{name}.yaml", "output")
     assert len(study.seeds) >= 3 and {study.reference, study.upper_bound} <= study.methods.keys()
     first = next(iter(study.data))
     assert {run.method for run in study.runs if run.data == first} == study.methods.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tables_are_those_of_the_published_runs(tmp_path, root, monkeypatch, name):
+    monkeypatch.chdir(root)
+    published = ROOT / "docs/studies" / name
+    for file in ("runs.csv", "curves.csv"):
+        shutil.copy(published / file, tmp_path)
+    study = load_study(f"docs/studies/{name}.yaml", str(tmp_path))
+    found = {row_key(row, name): row["digest"] for row in rows_of(tmp_path)}
+    assert found == {run.key: run.digest for run in study.runs}  # the whole grid, and of these very configs
+    table = summarize(study, str(tmp_path))
+    assert table == (published / "table.md").read_text()
+    results = (ROOT / "docs/RESULTS.md").read_text()
+    for part in table.strip().split("\n\n"):
+        assert part in results

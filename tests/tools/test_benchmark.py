@@ -117,10 +117,10 @@ def test_literal_loss_is_the_loss():
 def test_both_sides_of_a_training_step_lower_the_same_losses(options):
     arguments = {"config": options.train_config, "crop": 64, "batch": 2, "device": "cpu", "amp": False}
     steps = {side: WORKLOADS["train"](side, **arguments) for side in (OURS, BASELINE)}
-    for _ in range(2):  # the second shows the first update
+    # The second step shows the first update, which in Adam is the sign of the gradient: rounding near 0 counts in full.
+    for rel in (1e-5, 5e-3):
         losses = {side: step() for side, step in steps.items()}
-        for name, value in losses[OURS].items():
-            assert value == pytest.approx(losses[BASELINE][name], rel=1e-3)
+        assert losses[OURS] == pytest.approx(losses[BASELINE], rel=rel)
 
 
 def test_plain_inference_is_the_inference():
