@@ -241,5 +241,4 @@ def test_published_tables_are_those_of_the_published_runs(tmp_path, root, monkey
     table = summarize(study, str(tmp_path))
     assert table == (published / "table.md").read_text()
     results = (ROOT / "docs/RESULTS.md").read_text()
-    for part in table.strip().split("\n\n"):
-        assert part in results
+    assert all(part in results for part in table.strip().split("\n\n") if part.startswith("|"))
