@@ -116,7 +116,7 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     # What the study no longer names stays, but does not count.
     assert [(r["method"], r["seed"]) for r in rows[2:]] == [("partial CE", "1"), ("BLP", "1")]
     table = summarize(load_study(write(study), str(output)), str(output))
-    assert f"| BLP        | 1       | {float(rows[1]['mIoU']):.2f} " in table
+    assert f"| BLP        | 1       | {float(rows[1]['mIoU']):.1f} " in table
     # Nor does a row of another config.
     study["methods"]["BLP"]["MODEL.BLPSEG.BLP.GAMMA"] = 3.0
     assert "| BLP " not in summarize(load_study(write(study), str(output)), str(output))
