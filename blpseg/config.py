@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 
 from .errors import BLPSegError
 
-__all__ = ["add_blpseg_config", "get_cfg"]
+__all__ = ["add_blpseg_config", "flatten", "get_cfg"]
 
 
 def add_blpseg_config(cfg: CN) -> None:
@@ -207,6 +207,14 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
         raise BLPSegError(f"config options come as KEY VALUE pairs; {opts[-1]!r} stands alone")
     _merge(cfg, lambda: cfg.merge_from_list(opts), "command line")
     return cfg
+
+
+def flatten(node: dict, prefix: str = "") -> dict[str, object]:
+    """The values of a config (``CfgNode`` or what its YAML holds) by dotted key: ``SOLVER.MAX_ITER``."""
+    flat = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _merge(cfg: CN, merge, source: str) -> None:

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..config import flatten
 from ..errors import BLPSegError, debug_enabled
 from .checkpoint import Checkpointer, write_atomic
 
@@ -27,19 +28,9 @@ HARMLESS = re.compile(
 OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents.*")
 
 
-def _flat(node: dict, prefix: str = "") -> dict:
-    result = {}
-    for key, value in node.items():
-        if isinstance(value, dict):
-            result.update(_flat(value, f"{prefix}{key}."))
-        else:
-            result[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return result
-
-
 def changed_keys(before: str, cfg: CfgNode) -> list[str]:
     """``KEY: old -> new`` for every key that matters and differs between a dumped config and ``cfg``."""
-    old, new = _flat(yaml.safe_load(before) or {}), _flat(yaml.safe_load(cfg.dump()))
+    old, new = (flatten(yaml.safe_load(text) or {}) for text in (before, cfg.dump()))
     keys = [k for k in sorted(old.keys() | new.keys()) if not HARMLESS.match(k) and old.get(k) != new.get(k)]
     # -1 asks for any seed; the dumped config has the one that was drawn.
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if not (k == "SEED" and new[k] < 0)]

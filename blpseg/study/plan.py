@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import yaml
 from detectron2.config import CfgNode
 
-from ..config import get_cfg
+from ..config import flatten, get_cfg
 from ..errors import BLPSegError, describe
 
 __all__ = ["Run", "Study", "Sweep", "load_study"]
@@ -94,7 +94,7 @@ class Study:
 
     Attributes:
         metrics: column -> "task/metric" of the final evaluation (``report/...`` included), or ``train/NAME`` for the
-            last value of a scalar in metrics.json. The first is the one that curves show.
+            mean of a scalar in metrics.json over the last tenth of its lines. The first is the one that curves show.
         also: further columns, which are only averaged.
         reference: method that the others are paired with; upper_bound: method that shares are taken of, or "".
         data, methods, seeds: the grid, in order; ``runs`` lists it, seeds outermost, so that a study cut short has
@@ -139,7 +139,9 @@ def load_study(path: str, output: str) -> Study:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BLPSegError(f"{path}: not a readable study file: {describe(error)}") from error
     _check_keys(content, _STUDY_KEYS, path, required=("seeds", "metrics", "data", "methods"))
-    for part in ("metrics", "data", "methods"):
+    for part in ("metrics", "data", "methods", "also", "sweeps"):
+        if part in ("also", "sweeps") and content.get(part) is None:
+            continue
         if not isinstance(content[part], dict) or not content[part]:
             raise BLPSegError(f"{path}: {part} must map names to what they stand for, and have one at least")
     seeds = content["seeds"]
@@ -167,13 +169,15 @@ def load_study(path: str, output: str) -> Study:
             config,
             {**common, **_options(entry.get("options"), where)},
             tuple(tuple(_fill(str(word), words) for word in command) for command in prepare),
-            _fill(str(entry.get("root", "")), words),
+            _fill(str(entry.get("root") or ""), words),
             "\n".join(" ".join(map(str, command)) for command in prepare),
             tuple(_known(entry.get("methods", list(methods)), methods, f"{where}: methods")),
-            _known([entry.get("upper_bound_of", name)], content["data"], f"{where}: upper_bound_of")[0],
+            _known([entry.get("upper_bound_of", name)], [str(n) for n in content["data"]], f"{where}: upper_bound_of")[
+                0
+            ],
         )
     reference = str(content.get("reference", next(iter(methods))))
-    upper_bound = str(content.get("upper_bound", ""))
+    upper_bound = str(content.get("upper_bound") or "")
     _known([reference], methods, f"{path}: reference")
     _known([upper_bound] if upper_bound else [], methods, f"{path}: upper_bound")
 
@@ -202,12 +206,12 @@ def load_study(path: str, output: str) -> Study:
 def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], words: dict[str, str]):
     folders = {}
     cells = []
-    defaults = _flat(get_cfg())
+    defaults = flatten(get_cfg())
     for d, m, seeds in grid:
         entry = study.data[d]
         given = {**entry.options, **study.methods[m]}
         options = [str(x) for key, value in given.items() for x in (key, _fill(value, words))]
-        resolved = _flat(get_cfg(entry.config, options))  # mistakes in it are told before any run starts
+        resolved = flatten(get_cfg(entry.config, options))  # mistakes in it are told before any run starts
         # As it was given: where things lie does not change a result.
         resolved |= given
         own = [f"{key}: {v}" for key, v in sorted(resolved.items()) if defaults.get(key) != v and key != "OUTPUT_DIR"]
@@ -225,16 +229,10 @@ def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], words: dic
             yield run
 
 
-def _flat(node: CfgNode, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in sorted(node.items()):
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
-    return flat
-
-
 def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Sweep, dict[str, dict]]:
     _check_keys(entry, _SWEEP_KEYS, where, required=("of", "key", "values"))
-    base = methods[_known([entry["of"]], methods, f"{where}: of")[0]]
+    of = _known([entry["of"]], methods, f"{where}: of")[0]
+    base = methods[of]
     chosen = tuple(_known(entry.get("data", list(data)), data, f"{where}: data"))
     values = entry["values"]
     if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
@@ -248,11 +246,11 @@ def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Swe
     points, variants = [], {}
     for value in sorted({*values, own}):
         if value == own:
-            points.append((float(value), str(entry["of"])))
+            points.append((float(value), of))
             continue
         if isinstance(own, int) and int(value) != value:
             raise BLPSegError(f"{where}: {entry['key']} takes whole numbers, not {value}")
-        method = f"{entry['of']}, {name} {value:g}"
+        method = f"{of}, {name} {value:g}"
         points.append((float(value), method))
         variants[method] = {**base, entry["key"]: type(own)(value)}
     return Sweep(name, entry["key"], chosen, tuple(points)), variants
@@ -271,13 +269,14 @@ def _value(data: Data, method: dict, key: str, where: str) -> float:
 
 
 def _known(names, known, where: str) -> list:
-    """``names``, a list, if each of them is in ``known``."""
+    """``names``, a list, if each of them is in ``known``; YAML reads a name such as 0.5 as a number."""
     if not isinstance(names, list):
         raise BLPSegError(f"{where}: expected a list, found {names!r}")
+    known = list(known)
     for name in names:
-        if name not in known:
+        if name not in known and str(name) not in known:
             raise BLPSegError(f"{where}: {name!r} is not in the study; it has {', '.join(map(str, known))}")
-    return names
+    return [name if name in known else str(name) for name in names]
 
 
 def _check_keys(entry, known: tuple[str, ...], where: str, required: tuple[str, ...] = ()) -> None:

@@ -23,7 +23,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from ..data.io import write_bytes_atomic
 from ..engine.checkpoint import provenance
-from ..errors import BLPSegError, run_command
+from ..errors import BLPSegError, describe, run_command
 from .plan import Run, Study
 
 __all__ = ["CURVES", "ROWS", "read_rows", "row_key", "run_study"]
@@ -60,8 +60,7 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
         path = os.path.join(output, ROWS)
         found = {row_key(row, path): row for row in read_rows(path)}
         rows = {run.key: found[run.key] for run in study.runs if _is_done(study, run, found.get(run.key))}
-        keys = {run.key for run in study.runs}
-        others = [row for key, row in found.items() if key not in keys]
+        others = {key: row for key, row in found.items() if key not in rows}
         pending = [run for run in study.runs if run.key not in rows]
         print(f"{len(study.runs)} runs, {len(rows)} done; {jobs} at a time, {threads} thread(s) each", flush=True)
         _prepare(study, {run.data for run in pending})
@@ -69,11 +68,18 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
 
 
 def read_rows(path: str) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; none if there is no such file."""
+    """The rows of a CSV file with a header; none if there is no such file.
+
+    Raises:
+        BLPSegError: it is no CSV file.
+    """
     if not os.path.exists(path):
         return []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BLPSegError(f"{path}: not a CSV file: {describe(error)}") from error
 
 
 def row_key(row: dict[str, str], path: str) -> tuple[str, str, int]:
@@ -107,9 +113,9 @@ def _prepare(study: Study, names: set[str]) -> None:
 class _Pool:
     """Processes that are forked from one which has imported everything, so that each starts at once."""
 
-    def __init__(self, study: Study, output: str, rows: dict, others: list[dict], jobs: int, threads: int):
+    def __init__(self, study: Study, output: str, rows: dict, others: dict, jobs: int, threads: int):
         self.study, self.output, self.rows, self.threads = study, output, rows, threads
-        self.others = others  # of what the study file no longer names; they stay
+        self.others = others  # of what the study file no longer names, or what is to be run again; they stay till then
         self.slots = list(range(jobs))
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["blpseg.study.runner", "blpseg.engine.train", "blpseg.evaluation"])
@@ -171,21 +177,27 @@ class _Pool:
         self.slots.append(slot)
         if process.exitcode:
             if not self.signum:
-                self.failed.append(run)
-                print(f"FAILED {' | '.join(map(str, run.key))}: {self._last_line(run, process.exitcode)}", flush=True)
+                self._fail(run, self._last_line(run, process.exitcode))
             return
         folder = os.path.join(self.output, run.folder)
-        row = _row(self.study, run, folder) | {
+        try:
+            row, curve = _row(self.study, run, folder), _curve(self.study, run, folder)
+        except BLPSegError as error:
+            self._fail(run, str(error))
+            return
+        row |= {
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "git_revision": self.versions["git_revision"],
             "torch": self.versions["torch"],
             "device": torch.cuda.get_device_name() if self.gpus else "cpu",
             "threads": self.threads,
         }
-        self.curves[run.key] = _curve(self.study, run, folder)
+        self.curves[run.key] = curve
         self.rows[run.key] = row
-        _write_csv(os.path.join(self.output, ROWS), self._in_order())
-        curves = [point for r in self.study.runs if r.key in self.rows for point in self.curves.get(r.key, ())]
+        self.others.pop(run.key, None)
+        rows = self._in_order()
+        _write_csv(os.path.join(self.output, ROWS), rows)
+        curves = [point for row in rows for point in self.curves.get(row_key(row, ROWS), ())]
         _write_csv(os.path.join(self.output, CURVES), curves)
         over = total - sum(r.key not in self.rows for r in self.study.runs)
         left = (time.monotonic() - start) / over * (total - over - len(self.failed))
@@ -196,8 +208,12 @@ class _Pool:
             flush=True,
         )
 
+    def _fail(self, run: Run, why: str) -> None:
+        self.failed.append(run)
+        print(f"FAILED {' | '.join(map(str, run.key))}: {why}", flush=True)
+
     def _in_order(self) -> list[dict]:
-        return [self.rows[run.key] for run in self.study.runs if run.key in self.rows] + self.others
+        return [self.rows[run.key] for run in self.study.runs if run.key in self.rows] + [*self.others.values()]
 
     def _last_line(self, run: Run, status: int) -> str:
         if status < 0:
@@ -274,14 +290,33 @@ def _read_json(path: str):
 
 
 def _scalars(folder: str) -> list[dict]:
-    with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    path = os.path.join(folder, "metrics.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise BLPSegError(
+            f"{path}: missing or damaged ({describe(error)}); delete the run's folder and start again"
+        ) from error
 
 
 def _row(study: Study, run: Run, folder: str) -> dict:
-    """What a finished run's files say of it."""
-    results = _read_json(os.path.join(folder, "final", "results.json"))
+    """What a finished run's files say of it.
+
+    Raises:
+        BLPSegError: they are not there, or lack a metric of the study.
+    """
+    path = os.path.join(folder, "final", "results.json")
+    results = _read_json(path)
+    if not results:
+        raise BLPSegError(f"{path}: missing or cut short; start the study again, which evaluates again")
+    if len(results) > 1:
+        raise BLPSegError(f"{path}: scores of {', '.join(results)}; a run of a study has one data set in DATASETS.TEST")
     values = flatten_results_dict(next(iter(results.values())))
+    if missing := [m for m in study.columns.values() if not m.startswith("train/") and m not in values]:
+        raise BLPSegError(
+            f"no {', '.join(missing)} among the scores: correct the study file; there are {', '.join(values)}"
+        )
     lines = _scalars(folder)
     for metric in study.columns.values():
         if metric.startswith("train/"):

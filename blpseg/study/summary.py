@@ -58,7 +58,8 @@ def summarize(study: Study, folder: str) -> str:
     write_figure(os.path.join(folder, "scores.png"), _draw_scores(study, scores))
     curves = read_rows(os.path.join(folder, CURVES))
     if curves:
-        write_figure(os.path.join(folder, "curves.png"), _draw_curves(study, curves))
+        runs = {(data, method, seed) for (data, method, _), seeds in scores.items() for seed in seeds}
+        write_figure(os.path.join(folder, "curves.png"), _draw_curves(study, curves, runs))
     if study.sweeps:
         write_figure(os.path.join(folder, "sweeps.png"), _draw_sweeps(study, scores))
     return text
@@ -152,17 +153,19 @@ def _draw_scores(study: Study, scores: Scores) -> Figure:
     return figure
 
 
-def _draw_curves(study: Study, curves: list[dict[str, str]]) -> Figure:
-    """The first metric on the validation images by iteration: mean over seeds, band from lowest to highest."""
+def _draw_curves(study: Study, curves: list[dict[str, str]], runs: set[tuple[str, str, int]]) -> Figure:
+    """The first metric of ``runs`` on the validation images by iteration: mean over seeds, band of the extremes."""
     metric = next(iter(study.metrics))
     # Longer runs show where a curve goes; other values of other keys would crowd it.
     swept = {m for sweep in study.sweeps if sweep.key != "SOLVER.MAX_ITER" for _, m in sweep.points if ", " in m}
-    runs = {run.key for run in study.runs}
     points: dict = {}
     for row in curves:
         if row.get(metric) and row_key(row, CURVES) in runs and row["method"] not in swept:
             place = points.setdefault(row["data"], {}).setdefault(row["method"], {})
-            place.setdefault(int(row["iteration"]), []).append(float(row[metric]))
+            try:
+                place.setdefault(int(row["iteration"]), []).append(float(row[metric]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise BLPSegError(f"{CURVES}: iteration or {metric} of a row is no number") from error
     data = [d for d in study.data if d in points]
     colors = _colors(m for m in study.methods if any(m in points[d] for d in data))
     columns = min(3, max(1, len(data)))

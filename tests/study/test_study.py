@@ -121,6 +121,17 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     study["methods"]["BLP"]["MODEL.BLPSEG.BLP.GAMMA"] = 3.0
     assert "| BLP " not in summarize(load_study(write(study), str(output)), str(output))
 
+    # A metric that no evaluation gives is told with those there are, and costs no row.
+    del study["data"]["gone"], study["methods"]["BLP"]
+    study["metrics"] = {**METRICS, "typo": "sem_seg/mIuO"}
+    assert run_study(load_study(write(study), str(output)), str(output)) == 1
+    said = capfd.readouterr().out
+    assert "FAILED toy | partial CE | 0: no sem_seg/mIuO among the scores" in said and "sem_seg/mIoU, " in said
+    study["metrics"] = {**METRICS, "accuracy": "sem_seg/pACC"}
+    assert len(rows_of(output)) == 4
+    assert run_study(load_study(write(study), str(output)), str(output)) == 0
+    assert len(rows_of(output)) == 4 and float(rows_of(output)[0]["accuracy"]) > 0
+
 
 def test_table_by_hand(tmp_path, root, write):
     study = load_study(write(definition(upper_bound="BLP", seeds=[0, 1, 2], also=None)), str(tmp_path))
@@ -181,6 +192,8 @@ def test_sweep_has_the_methods_own_value(tmp_path, write):
         ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.DEVICE", "values": [1]}}}, "needs a key that is a number"),
         ({"sweeps": {"g": {"of": "BLP", "key": "SOLVER.MAX_ITER", "values": [1.5]}}}, "takes whole numbers, not 1.5"),
         ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.NOPE", "values": [1]}}}, "unknown config key MODEL.NOPE"),
+        ({"sweeps": ["gamma"]}, "sweeps must map names"),
+        ({"also": ["train/loss_seg"]}, "also must map names"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, write, change, words):
@@ -201,6 +214,20 @@ def test_files_that_are_no_study(tmp_path, write):
     (tmp_path / "runs.csv").write_text("data;method;seed\ntoy;BLP;0\n")
     with pytest.raises(BLPSegError, match="not a study's CSV"):
         summarize(study, str(tmp_path))
+    (tmp_path / "runs.csv").write_bytes(b"data,method,seed,mIoU\n\xff\xfe,BLP,0,50\n")
+    with pytest.raises(BLPSegError, match="not a CSV file"):
+        summarize(study, str(tmp_path))
+
+
+def test_names_that_yaml_reads_as_numbers(tmp_path, write):
+    toy = definition()["data"]["toy"]
+    data = {0.5: {**toy, "root": None}, 1: {**toy, "methods": ["BLP"], "upper_bound_of": 0.5}}
+    sweeps = {"gamma": {"of": "BLP", "key": "MODEL.BLPSEG.BLP.GAMMA", "values": [4], "data": [1]}}
+    study = load_study(write(definition(data=data, sweeps=sweeps, upper_bound=None)), str(tmp_path))
+    assert {run.key[:2] for run in study.runs} == {
+        ("0.5", "partial CE"), ("0.5", "BLP"), ("1", "BLP"), ("1", "BLP, gamma 4"),
+    }  # fmt: skip
+    assert study.data["1"].upper_bound_of == "0.5" and study.data["0.5"].root == "" and study.upper_bound == ""
 
 
 def test_digest_is_of_what_decides_the_result(tmp_path, write, monkeypatch):

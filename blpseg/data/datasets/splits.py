@@ -11,12 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import BLPSegError
 from ..io import IMAGE_EXTENSIONS, image_size
+from ..scribbles.vocabulary import voc_color
 
 __all__ = [
     "Split",
@@ -39,10 +39,8 @@ def data_root() -> str:
 
 
 def voc_colors(count: int) -> list[tuple[int, int, int]]:
-    """The colour map of PASCAL VOC, which spreads the bits of the class number over the channels: (R, G, B) each."""
-    bits = (np.arange(count)[:, None] >> np.arange(24)) & 1  # (count, 24)
-    weights = 1 << (7 - np.arange(8))
-    return [tuple(int(v) for v in row) for row in (bits.reshape(-1, 8, 3) * weights[None, :, None]).sum(1)]
+    """PASCAL VOC's colours, (R, G, B) each, of the classes 0 to ``count - 1``."""
+    return [voc_color(number) for number in range(count)]
 
 
 @dataclass(frozen=True)

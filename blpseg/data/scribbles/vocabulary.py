@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from ...errors import BLPSegError, describe
 from .rasterize import UNANNOTATED
 
-__all__ = ["CONTEXT_NAMES", "VOC_NAMES", "Vocabulary", "load_vocabulary"]
+__all__ = ["CONTEXT_NAMES", "VOC_NAMES", "Vocabulary", "load_vocabulary", "voc_color"]
 
 # The names that PASCAL-Scribble uses, in order of their class numbers (METHOD section 8).
 VOC_NAMES = (
@@ -80,14 +80,14 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
     """
     if name_or_path in ("voc", "context"):
         names = VOC_NAMES if name_or_path == "voc" else CONTEXT_NAMES
-        colors = {_voc_color(number): number for number in [*range(len(names)), UNANNOTATED]}
+        colors = {voc_color(number): number for number in [*range(len(names)), UNANNOTATED]}
         return Vocabulary(name_or_path, {name: number for number, name in enumerate(names)}, colors)
     if not PathManager.isfile(name_or_path):
         raise BLPSegError(f"vocabulary {name_or_path!r}: no such file, nor one of 'voc' and 'context'")
     return _Reader(name_or_path).vocabulary
 
 
-def _voc_color(number: int) -> tuple[int, int, int]:
+def voc_color(number: int) -> tuple[int, int, int]:
     """The colour of a class in PASCAL VOC's palette: bits 0, 3, 6 of the number lead red, 1, 4, 7 green, 2, 5 blue."""
     return tuple(sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(3)) for channel in range(3))
 
