@@ -4,7 +4,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 
 from blpseg.errors import add_debug_flag, run_command
@@ -19,6 +18,13 @@ PARTS = {
     "optimizer": "a step of AdamW as we build it against torch's default form",
     "all": "all of these",
 }
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,22 +49,22 @@ examples:
     )
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--repeat", type=int, metavar="N", help="rounds of each pair (default: 3)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as torch has it)")
+    parser.add_argument("--repeat", type=count, metavar="N", help="rounds of each pair (default: 3)")
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: as torch has it)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     parser.add_argument("--amp", action="store_true", help="mixed precision, as the published models train")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: try the benchmark itself")
     lam = parser.add_argument_group("lam")
-    lam.add_argument("--grid", nargs=2, type=int, metavar=("H", "W"), help="logits' grid (default: 96 96)")
-    lam.add_argument("--channels", type=int, metavar="D", help="of the features (default: 256)")
-    lam.add_argument("--classes", type=int, metavar="C", help="default: 21")
-    lam.add_argument("--batch", type=int, metavar="N", help="images (default: 1)")
-    lam.add_argument("--grids", nargs="+", type=int, metavar="SIDE", help="of scaling (default: 48 96 192 384)")
+    lam.add_argument("--grid", nargs=2, type=count, metavar=("H", "W"), help="logits' grid (default: 96 96)")
+    lam.add_argument("--channels", type=count, metavar="D", help="of the features (default: 256)")
+    lam.add_argument("--classes", type=count, metavar="C", help="default: 21")
+    lam.add_argument("--batch", type=count, metavar="N", help="images (default: 1)")
+    lam.add_argument("--grids", nargs="+", type=count, metavar="SIDE", help="of scaling (default: 48 96 192 384)")
     lam.add_argument("--max-seconds", type=float, metavar="S", help="leave slower scaling figures out (default: 60)")
     model = parser.add_argument_group("train and inference")
     model.add_argument("--train-config", metavar="FILE", help="default: configs/PascalVOC-Scribble/blpseg_R101.yaml")
-    model.add_argument("--crop", type=int, metavar="PIXELS", help="side of a training crop (default: 384)")
-    model.add_argument("--train-batch", type=int, metavar="N", help="crops a step (default: 2)")
+    model.add_argument("--crop", type=count, metavar="PIXELS", help="side of a training crop (default: 384)")
+    model.add_argument("--train-batch", type=count, metavar="N", help="crops a step (default: 2)")
     return add_debug_flag(parser).parse_args()
 
 
@@ -70,6 +76,7 @@ def main() -> None:
 
     from blpseg.benchmark import BENCHMARKS, Options, table
     from blpseg.benchmark.measure import environment
+    from blpseg.data.io import write_bytes_atomic
     from blpseg.errors import BLPSegError
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -86,27 +93,24 @@ def main() -> None:
 
     rows = []
     result = {"environment": environment(args.device), "options": vars(options)}
+
+    def write() -> None:
+        if args.output:
+            content = {**result, "rows": [row.as_dict() for row in rows]}
+            write_bytes_atomic(args.output, json.dumps(content, indent=1).encode())
+
+    write()  # a path that cannot be written is told now
     parts = list(BENCHMARKS) if "all" in args.parts else dict.fromkeys(args.parts)
     with tqdm(parts, disable=not sys.stderr.isatty()) as bar:
         for part in bar:
             bar.set_description(part)
             for row in BENCHMARKS[part](options):
-                if args.smoke and row.baseline is not None:  # at these sizes the ratios mean nothing
+                if args.smoke and not row.quantity.startswith(("error", "labels")):  # sizes at which these mean nothing
                     row = dataclasses.replace(row, target=None)
                 rows.append(row)
                 bar.set_postfix_str(f"{row.case} {row.quantity}"[:60])
-                if args.output:  # after each row, so that an interruption loses none before it
-                    write_json(args.output, {**result, "rows": [row.as_dict() for row in rows]})
+                write()  # after each row, so that an interruption loses none before it
     print(table(rows))
-
-
-def write_json(path: str, content: dict) -> None:
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

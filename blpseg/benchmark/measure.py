@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import torch
 from tabulate import tabulate
 
+from ..engine.checkpoint import provenance
 from ..errors import BLPSegError, describe
 
 __all__ = ["Row", "compare_memory", "compare_time", "environment", "peak_memory", "table"]
@@ -54,7 +55,7 @@ class Row:
     @property
     def verdict(self) -> str:
         """Pass, fall short, or "" where there is no target or no figure."""
-        if self.target is None or self.ours is None or (self.ratio is None and self.baseline is not None):
+        if self.target is None or self.ours is None:
             return ""
         if self.ratio is not None:
             return "pass" if self.ratio >= self.target else "fall short"
@@ -103,8 +104,7 @@ def environment(device: str) -> dict:
         "processor": processor,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **provenance(),
     }
 
 
@@ -145,11 +145,17 @@ def compare_memory(workload: str, options: dict, sides: tuple[str, ...] = (OURS,
 def _in_child(workload: str, side: str, options: dict) -> float:
     # The server imports once and computes nothing, so that each process forked from it is as good as a fresh one.
     context = multiprocessing.get_context("forkserver")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # which other processes cannot take from
     context.set_forkserver_preload(["blpseg.benchmark.workloads"])
     with ProcessPoolExecutor(1, mp_context=context) as child:
         try:
             return child.submit(_measure, workload, side, options, torch.get_num_threads()).result() / 2**20
-        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError) as error:
+        except (BrokenProcessPool, MemoryError, RuntimeError) as error:
+            if not isinstance(error, (BrokenProcessPool, MemoryError, torch.OutOfMemoryError)):
+                # A CPU's allocator raises no error of its own kind.
+                if "allocate memory" not in str(error):
+                    raise
             raise BLPSegError(f"benchmark {workload}, {side}: out of memory ({describe(error)})") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 
 from ..config import get_cfg
 from ..data.dataset_mapper import ScribbleDatasetMapper
@@ -24,7 +26,7 @@ from ..errors import BLPSegError
 from ..evaluation import SemSegEvaluator
 from ..evaluation.inference import Inference
 from ..modeling.heads import ShallowEmbedding
-from ..modeling.local_aggregation import local_aggregation
+from ..modeling.local_aggregation import EPSILON, local_aggregation
 from .literal import LiteralBLPSeg, plain_inference
 from .measure import BASELINE, OURS, Row, compare_memory, compare_time
 
@@ -40,7 +42,7 @@ class Options:
 
     Attributes:
         device: "cpu" or "cuda".
-        amp: mixed precision in the model (LAM alone: half precision inputs under autocast).
+        amp: mixed precision in the model (LAM alone: inputs in half precision).
         repeat: rounds of each pair; the least time counts.
         grid, channels, classes, batch: of the LAM's logits and features.
         grids: sides of the square grids of the scaling table.
@@ -72,7 +74,7 @@ class Options:
     def smoke(self) -> Options:
         """Sizes at which only the harness is tried."""
         return replace(
-            self, repeat=1, grid=(24, 20), channels=16, classes=4, grids=(8, 16), train_config=self.tiny_config,
+            self, repeat=1, grid=(40, 36), channels=16, classes=4, grids=(16, 36), train_config=self.tiny_config,
             crop=64, image_size=(40, 56), images=2, stroke_files=4,
         )  # fmt: skip
 
@@ -154,10 +156,17 @@ def lam(options: Options) -> Iterable[Row]:
     size |= {"device": options.device, "amp": options.amp}
     shape = f"{options.batch} x {options.channels} x {options.grid[0]} x {options.grid[1]}, {options.classes} classes"
     gpu = options.device == "cuda"
+    if (needed := _dense_bytes(options.grid, options.batch)) > _free_memory(options.device):
+        raise BLPSegError(
+            f"lam: the dense tables of a grid of {options.grid[0]} x {options.grid[1]} take {needed / 2**30:.0f} GiB, "
+            "more than is free; lower --grid or --batch"
+        )
     targets = {"auto": (5.0, 10.0) if gpu else (1.3, 8.0), "window": (None, None) if gpu else (4.0, 4.0)}
-    for impl, kind in (("auto", "embedding"), ("auto", "noise"), ("window", "embedding"), ("sdpa", "embedding")):
+    pairs = [("auto", "embedding"), ("auto", "noise"), ("auto", "long"), ("window", "embedding"), ("sdpa", "embedding")]
+    for impl, kind in pairs:
         arguments = {"impl": impl, "kind": kind, **size}
-        speed, memory = targets.get(impl, (None, None))
+        # Of long features auto computes in float64.
+        speed, memory = (None, None) if kind == "long" else targets.get(impl, (None, None))
         yield from _pair("lam", f"{impl}, {kind} ({shape})", "lam", arguments, options, speed, memory)
     # Against float64, which the tables of the full grid would not leave room for.
     grid = tuple(min(side, 64) for side in options.grid)
@@ -174,27 +183,37 @@ def lam(options: Options) -> Iterable[Row]:
 
 
 def _half_precision(small: dict) -> Iterable[Row]:
-    """What rounding the features alone does to the result, all else in float32."""
-    for kind in ("embedding", "noise"):
-        features = make_features(kind, small["channels"], *small["grid"])
-        logits = 10 * torch.randn(1, small["classes"], *small["grid"], generator=torch.Generator().manual_seed(1))
-        expected = local_aggregation(logits.double(), features.double(), SIGMA, impl="dense")
+    """What rounding the features alone, or their dot products alone, does to the result, all else in float64."""
+    height, width = small["grid"]
+    place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    decay = torch.exp(torch.cdist(place, place).square() / (-2 * SIGMA**2))
+    for kind in ("embedding", "noise", "long"):
+        features = make_features(kind, small["channels"], height, width)
+        logits = 10 * torch.randn(1, small["classes"], height, width, generator=torch.Generator().manual_seed(1))
+        expected = local_aggregation(logits.double(), features.double(), SIGMA, impl="dense")[0]
+        flat = features[0].flatten(1).double()
+        products = flat.T @ flat
         for dtype in (torch.bfloat16, torch.float16):
-            got = local_aggregation(logits, features.to(dtype), SIGMA, impl="dense")
             name = str(dtype).removeprefix("torch.")
+            rounded = features.to(dtype).double()
+            got = local_aggregation(logits.double(), rounded, SIGMA, impl="dense")[0]
             yield Row("lam", f"features in {name}, {kind}", "error output", *_errors([got], [expected]))
+            weight = torch.softmax(products.to(dtype).double(), dim=1) * decay
+            weight /= weight.sum(dim=1, keepdim=True) + EPSILON
+            got = (logits[0].flatten(1).double() @ weight.T).view_as(expected)
+            yield Row("lam", f"dot products in {name}, {kind}", "error output", *_errors([got], [expected]))
 
 
 def _scaling(size: dict, options: Options) -> Iterable[Row]:
     last: dict[str, tuple[int, float]] = {}
+    figures: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for side in options.grids:
         for impl in ("auto", "window", "dense"):
             case = f"{impl}, {side} x {side}"
             arguments = {**size, "impl": impl, "kind": "embedding", "grid": (side, side)}
             power = 1 if impl == "window" else 2
             predicted = last[impl][1] * (side / last[impl][0]) ** (2 * power) if impl in last else 0
-            # dense keeps about six tables: scores, softmax, decay, weights and gradients of two of them.
-            tables = 6 * 4 * size["batch"] * side**4 if impl == "dense" else 0
+            tables = _dense_bytes((side, side), size["batch"]) if impl == "dense" else 0
             if predicted > options.max_seconds or tables > _free_memory(options.device):
                 reason = f"about {predicted:.0f} s" if predicted > options.max_seconds else f"{tables / 2**30:.0f} GiB"
                 yield Row("lam scaling", case, "time", None, note=f"left out: would take {reason}")
@@ -202,11 +221,28 @@ def _scaling(size: dict, options: Options) -> Iterable[Row]:
             seconds, _ = compare_time({OURS: _lam(OURS, **arguments)}, 1, warm_up=side == options.grids[0])
             last[impl] = side, seconds[OURS]
             yield Row("lam scaling", case, "time", seconds[OURS])
-            yield Row("lam scaling", case, "memory", compare_memory("lam", arguments, (OURS,))[OURS])
+            memory = compare_memory("lam", arguments, (OURS,))[OURS]
+            yield Row("lam scaling", case, "memory", memory)
+            for quantity, value in (("time", seconds[OURS]), ("memory", memory)):
+                figures.setdefault((impl, quantity), []).append((side * side, value))
+    # 1 is linear in the number of positions, 2 quadratic. The border still counts at the smaller grid of the two.
+    most = {("auto", "memory"): 1.1, ("window", "memory"): 1.1, ("window", "time"): 1.25}
+    for (impl, quantity), points in figures.items():
+        if len(points) > 1 and all(value > 0 for _, value in points[-2:]):
+            (n, a), (m, b) = points[-2:]
+            case = f"{impl}, {n} to {m} positions"
+            power = math.log(b / a) / math.log(m / n)
+            yield Row("lam scaling", case, f"exponent of {quantity}", power, target=most.get((impl, quantity)))
+
+
+def _dense_bytes(grid: tuple[int, int], batch: int) -> int:
+    """About six tables: scores, softmax, decay, weights and gradients of two of them."""
+    return 6 * 4 * batch * (grid[0] * grid[1]) ** 2
 
 
 def _free_memory(device: str) -> float:
     if device == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
     if not os.path.exists("/proc/meminfo"):
         return float("inf")
@@ -217,8 +253,8 @@ def _free_memory(device: str) -> float:
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
-def _model(side: str, config: str, device: str):
-    cfg = get_cfg(config, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", ""])
+def _model(side: str, config: str, device: str, *options):
+    cfg = get_cfg(config, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.BLPSEG.REGULARIZERS", [], *options])
     torch.manual_seed(0)
     model = build_model(cfg) if side == OURS else LiteralBLPSeg(cfg).to(device)
     return cfg, model
@@ -231,9 +267,13 @@ def _smooth_image(height: int, width: int) -> torch.Tensor:
     return (128 + 50 * image[0]).clamp(0, 255)
 
 
-def _train(side: str, config: str, crop: int, batch: int, device: str, amp: bool) -> Callable[[], dict]:
-    """One optimiser step -> the losses."""
-    cfg, model = _model(side, config, device)
+def _train(
+    side: str, config: str, crop: int, batch: int, device: str, amp: bool, pseudo: bool = False
+) -> Callable[[], dict]:
+    """One optimiser step -> the losses; with ``pseudo`` one of self-training, every pixel sure of its class."""
+    options = ("MODEL.BLPSEG.SELF_TRAINING.ENABLED", pseudo, "MODEL.BLPSEG.SELF_TRAINING.THRESHOLD", 0.0)
+    cfg, model = _model(side, config, device, *options)
+    iteration = cfg.MODEL.BLPSEG.SELF_TRAINING.START_ITER + 1  # one at which nothing is logged
     model.train()
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     scribble = np.full((crop, crop), classes, np.uint8)
@@ -248,14 +288,21 @@ def _train(side: str, config: str, crop: int, batch: int, device: str, amp: bool
         "scribble": torch.from_numpy(scribble.astype(np.int64)),
         "image_classes": torch.from_numpy(present),
     }
-    inputs = [{key: value.to(device) for key, value in record.items()} for _ in range(batch)]
+    # Batch norm of images that are all the same would divide rounding by rounding.
+    inputs = [
+        {
+            key: (value if key == "image_classes" else value.roll(k * crop // batch, dims=-1)).to(device)
+            for key, value in record.items()
+        }
+        for k in range(batch)
+    ]
     optimizer = build_optimizer(cfg, model)
     scaler = torch.amp.GradScaler(device, enabled=amp)
 
     def run():
         # One dropout mask for both sides and every round.
         torch.manual_seed(0)
-        with torch.autocast(device, dtype=torch.float16, enabled=amp):
+        with EventStorage(iteration), torch.autocast(device, dtype=torch.float16, enabled=amp):
             losses = model(inputs)
         optimizer.zero_grad()
         scaler.scale(sum(losses.values())).backward()
@@ -267,16 +314,18 @@ def _train(side: str, config: str, crop: int, batch: int, device: str, amp: bool
 
 
 def train(options: Options) -> Iterable[Row]:
-    """One step of the paper's VOC model as shipped against the formulas taken literally."""
-    arguments = {"config": options.train_config, "crop": options.crop, "batch": options.train_batch}
-    arguments |= {"device": options.device, "amp": options.amp}
-    # A first step each, from the same weights: the same losses.
-    first = {side: _train(side, **arguments)() for side in (OURS, BASELINE)}
-    case = f"{_name(options.train_config)}, {options.train_batch} crops of {options.crop}"
-    for name, value in first[OURS].items():
-        error = abs(value / first[BASELINE][name] - 1)
-        yield Row("train", case, f"error {name}", error, target=1e-2 if options.amp else 1e-4)
-    yield from _pair("train", case, "train", arguments, options, 2.0 if options.device == "cuda" else 1.4, 2.0)
+    """Steps of the paper's VOC model as shipped, early and with self-training, against the formulas taken literally."""
+    for pseudo in (False, True):
+        arguments = {"config": options.train_config, "crop": options.crop, "batch": options.train_batch}
+        arguments |= {"device": options.device, "amp": options.amp, "pseudo": pseudo}
+        # A first step each, from the same weights: the same losses.
+        first = {side: _train(side, **arguments)() for side in (OURS, BASELINE)}
+        case = f"{_name(options.train_config)}, {options.train_batch} crops of {options.crop}"
+        case += ", self-training" if pseudo else ""
+        for name, value in first[OURS].items():
+            error = abs(value / first[BASELINE][name] - 1)
+            yield Row("train", case, f"error {name}", error, target=1e-2 if options.amp else 1e-4)
+        yield from _pair("train", case, "train", arguments, options, 2.0 if options.device == "cuda" else 1.4, 2.0)
 
 
 def _inference(side: str, config: str, image_size, device: str, amp: bool) -> Callable[[], torch.Tensor]:
@@ -302,8 +351,9 @@ def inference(options: Options) -> Iterable[Row]:
     arguments |= {"device": options.device, "amp": options.amp}
     case = f"{_name(options.train_config)}, {options.image_size[1]} x {options.image_size[0]}, 8 views"
     speed = 3.0 if options.device == "cuda" else 1.5
-    rows = _pair("inference", case, "inference", arguments, replace(options, repeat=min(options.repeat, 2)), speed, 2.0)
-    yield from rows
+    fewer = replace(options, repeat=min(options.repeat, 2))
+    error = 5e-2 if options.amp else 1e-3
+    yield from _pair("inference", case, "inference", arguments, fewer, speed, 2.0, error)
 
 
 def _name(config: str) -> str:
@@ -318,12 +368,18 @@ def _pair(
     options: Options,
     speed: float | None,
     memory: float | None,
+    error: float | None = None,
 ) -> Iterable[Row]:
-    """Rows of time and memory of a workload; ``speed`` and ``memory`` are the ratios to reach."""
+    """Rows of time and memory of a workload; ``speed`` and ``memory`` are the ratios to reach.
+
+    With ``error`` also one of how far the results, tensors, are apart, which it is the most of.
+    """
     sides = {side: WORKLOADS[workload](side, **arguments) for side in (OURS, BASELINE)}
     # One warm-up round: optimiser state and caches of the allocator.
-    seconds, _ = compare_time(sides, options.repeat)
-    del sides
+    seconds, results = compare_time(sides, options.repeat)
+    if error is not None:
+        yield Row(benchmark, case, "error output", *_errors([results[OURS]], [results[BASELINE]]), target=error)
+    del sides, results
     yield Row(benchmark, case, "time", seconds[OURS], seconds[BASELINE], speed)
     megabytes = compare_memory(workload, arguments)
     yield Row(benchmark, case, "memory", megabytes[OURS], megabytes[BASELINE], memory)

@@ -285,7 +285,10 @@ def _sync_folder(folder: str) -> None:
 
 @functools.lru_cache
 def provenance() -> dict[str, str]:
-    """Versions and git revision, to be stored with a checkpoint."""
+    """Versions and git revision, to be stored with a checkpoint.
+
+    The revision ends in ``-dirty`` where code or configs differ from it; documents do not count.
+    """
     import detectron2
     import torchvision
 
@@ -293,10 +296,15 @@ def provenance() -> dict[str, str]:
 
     root = Path(__file__).resolve().parents[2]
     try:
-        describe_command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        result = subprocess.run(describe_command, capture_output=True, text=True, timeout=20)
-        revision = result.stdout.strip() if result.returncode == 0 and (root / ".git").exists() else "unknown"
-    except (OSError, subprocess.TimeoutExpired):
+        if not (root / ".git").exists():  # installed, below some other repository perhaps
+            raise FileNotFoundError(root / ".git")
+        git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=20, check=True)
+        revision = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        if git(
+            ["git", "--no-optional-locks", "status", "--porcelain", "--", "blpseg", "configs", "datasets", "tools"]
+        ).stdout:
+            revision += "-dirty"
+    except (OSError, subprocess.SubprocessError):
         revision = "unknown"
     return {
         "blpseg": __version__,

@@ -287,8 +287,8 @@ class ProgressWriter(EventWriter):
 
 
 def memory_gib() -> float:
-    """Peak memory of this process in GiB: the GPU's, or the resident set without one."""
-    if torch.cuda.is_available():
+    """Peak memory of this process in GiB: the GPU's, or the resident set if it uses none."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

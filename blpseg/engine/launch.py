@@ -55,13 +55,14 @@ def launch(worker: Callable, args, *, use_gpu: bool) -> int:
         try:
             rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
             _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
-            return worker(args, stop) or 0
+            status = worker(args, stop) or 0
         except Exception as error:
+            # The group is left as it is: NCCL would wait there for the others, which wait for this process.
             if not isinstance(error, PeerFailure) and _connection_lost(error):
                 raise PeerFailure("another process of this run ended; its message tells why") from error
             raise
-        finally:
-            _leave_group()
+        _leave_group()
+        return status
     _check(args, use_gpu)
     if args.num_gpus * args.num_machines == 1:
         if use_gpu:

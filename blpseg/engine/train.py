@@ -36,6 +36,11 @@ def _config(args) -> tuple[CfgNode, str]:
     """The config, its MODEL.DEVICE made to fit this machine, and the device it asked for."""
     cfg = get_cfg(args.config_file, args.opts)
     wanted = cfg.MODEL.DEVICE
+    if wanted.startswith("cuda:") and wanted != "cuda:0":
+        raise BLPSegError(
+            f"MODEL.DEVICE {wanted}: processes take GPUs by their rank; write cuda, and choose the GPUs with "
+            f"CUDA_VISIBLE_DEVICES={wanted[5:]}"
+        )
     if cfg.MODEL.DEVICE.startswith("cuda"):
         # A process has one GPU, chosen by its rank.
         cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,6 +93,7 @@ def _train(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
     if cfg.SEED < 0:
         cfg.SEED = state["seed"] if state else comm.shared_random_seed() % 2**31
     cfg.freeze()
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK  # not for evaluation, where sizes differ
     output.cfg = cfg
     trainer = Trainer(cfg, stop)
     if state:

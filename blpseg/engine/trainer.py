@@ -34,6 +34,9 @@ __all__ = ["Trainer", "autocast_dtype", "seed_step"]
 
 logger = logging.getLogger(__name__)
 
+# Steps in a row that a gradient scaler may skip. It halves its scale at each, so by then nothing overflows: it is NaN.
+MOST_SKIPPED_STEPS = 50
+
 
 def seed_step(seed: int, iteration: int, rank: int) -> None:
     """Make the random numbers of a step a function of (seed, iteration, rank) alone.
@@ -104,6 +107,7 @@ class Trainer(TrainerBase):
         self._batches: Iterator[list[dict]] | None = None
         self._parallel: nn.Module = self.model
         self._votes = None
+        self._skipped = 0  # steps in a row, for a gradient that was not finite
 
     # ------------------------------------------------------------------------------------------------- state
     def state(self) -> dict:
@@ -280,12 +284,14 @@ class Trainer(TrainerBase):
         """Losses averaged over the processes.
 
         Raises:
-            BLPSegError: a loss or, where no scaler copes with it, a gradient is NaN or infinite. The weights are
-                still those from before the step, and a dump of it lies in the output directory.
+            BLPSegError: a loss or a gradient is NaN or infinite, the latter in more steps in a row than a gradient
+                scaler copes with. The weights are still those from before the step, and a dump of it lies in the
+                output directory.
         """
         losses = {k: v for k, v in values.items() if k != "grad_norm"}
         culprits = [k for k, v in losses.items() if not math.isfinite(v)]
-        if not culprits and not self.scaler.is_enabled() and not math.isfinite(values["grad_norm"]):
+        self._skipped = 0 if math.isfinite(values["grad_norm"]) else self._skipped + 1
+        if not culprits and self._skipped > (MOST_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
             culprits = ["the gradient"]
         anywhere = bool(culprits)
         if self.world_size > 1:

@@ -134,9 +134,9 @@ def export(model: BLPSeg, path: str, *, class_names: Sequence[str] = (), image_f
         raise BLPSegError(f"{path}: unknown ending; exported models end in {', '.join(EXPORTERS)}")
     metadata = {"classes": json.dumps(list(class_names)), "image_format": image_format}
     device, training = model.device, model.training
-    graph = InferenceGraph(model.eval().cpu())
     generator = torch.Generator().manual_seed(0)
     try:
+        graph = InferenceGraph(model.eval().cpu())
         with torch.no_grad():
             with _ExplicitPooling():
                 content = EXPORTERS[kind](graph, _image(EXAMPLE_SIZE, generator), metadata)

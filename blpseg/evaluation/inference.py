@@ -116,7 +116,7 @@ class Inference(nn.Module):
                 outputs = self.model([batched_inputs[i] for i in members])
                 maps = [self._finish(output["sem_seg"]) for output in outputs]
             else:
-                images = torch.stack([batched_inputs[i]["image"] for i in members])
+                images = self._to_device(torch.stack([batched_inputs[i]["image"] for i in members]))
                 maps = [self._finish(logits) for logits in self._average(images, result_size)]
             for i, sem_seg in zip(members, maps, strict=True):
                 results[i] = {"sem_seg": sem_seg}
@@ -126,6 +126,10 @@ class Inference(nn.Module):
     def _result_size(x: dict) -> tuple[int, int]:
         height, width = x["image"].shape[-2:]
         return x.get("height", height), x.get("width", width)
+
+    def _to_device(self, image: torch.Tensor) -> torch.Tensor:
+        """Where the model is: scaling and mirroring belong there too."""
+        return image.to(next(self.model.parameters(), image).device)
 
     def _finish(self, logits: torch.Tensor) -> torch.Tensor:
         return class_map(logits) if self.classes_only else logits
@@ -156,7 +160,7 @@ class Inference(nn.Module):
     def _tiled(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """(3, H, W) -> (C, *size) logits, or the class map, put together from tiles."""
         height, width = image.shape[-2:]
-        result = None
+        image, result = self._to_device(image), None
         for rows, kept_rows in tile_windows(height, self.tile_size, self.tile_overlap):
             for columns, kept_columns in tile_windows(width, self.tile_size, self.tile_overlap):
                 tile = image[None, :, rows, columns]

@@ -131,16 +131,18 @@ class BLPSeg(nn.Module):
             otherwise a list of ``{"sem_seg": (C, height, width) float32 logits}``.
         """
         images = self._preprocess(batched_inputs)
+        # Before the forward, all of which a copy to the GPU would wait for.
+        targets = self._targets(batched_inputs, images.tensor) if self.training else ()
         decoded, logits = self._segment(images.tensor)
         if self.training:
-            return self._losses(images.tensor, decoded, logits, *self._targets(batched_inputs, images.tensor))
+            return self._losses(images.tensor, decoded, logits, *targets)
         return [
             {"sem_seg": result}
             for result in self._postprocess(upsample(logits, images.tensor.shape[-2:]), images, batched_inputs)
         ]
 
     def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        images = [self._normalize(x["image"]).to(self.device) for x in batched_inputs]
+        images = [self._normalize(x["image"].to(self.device)) for x in batched_inputs]
         # Padding after normalisation is the mean colour, as in the crops of training.
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 

@@ -109,8 +109,9 @@ def _auto(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: fl
     if torch.jit.is_tracing() or torch.compiler.is_compiling():
         return _dense(logits, features, sigma, window)
     dtype = logits.dtype
-    squared_norm = features.detach().square().sum(dim=1)
-    if squared_norm.amax() > min(FLOAT32_SQUARED_NORM, FLOAT32_SQUARED_NORM_RATIO * float(squared_norm.mean())):
+    squared_norm = features.detach().square().sum(dim=1).flatten(1)
+    bound = (FLOAT32_SQUARED_NORM_RATIO * squared_norm.mean(dim=1)).clamp(max=FLOAT32_SQUARED_NORM)
+    if (squared_norm.amax(dim=1) > bound).any():
         logits, features = logits.double(), features.double()
     impl = _dense if logits.shape[-2] * logits.shape[-1] <= DENSE_POSITIONS else _tiled
     return impl(logits, features, sigma, window).to(dtype)
@@ -165,7 +166,7 @@ def _sdpa(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: fl
 BLOCK = 16  # side of a block in grid cells on a CPU, where tiles fit the cache
 BLOCK_CUDA = 32  # fewer and larger launches
 CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32
-CHUNK_SCORES_CUDA = 1 << 24
+CHUNK_SCORES_CUDA = 1 << 22  # of the size of a large GPU's cache
 SQRT_LOG2E = math.sqrt(math.log2(math.e))
 # Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-100 counts for nothing beside EPSILON.
 LOWEST_SCORE = -125.0
@@ -232,6 +233,8 @@ class _Grid:
         first = first[: self.rows - down, max(0, -right) : self.columns - max(0, right)].flatten()
         if keep is not None:
             first = first[keep[first]]
+        if not len(first):
+            return []
         shift = down * self.columns + right
         if self.like.device.type != "cpu":
             return [(i, i + shift) for i in first.to(self.like.device).split(self.chunk)]

@@ -189,7 +189,7 @@ class _Pool:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "git_revision": self.versions["git_revision"],
             "torch": self.versions["torch"],
-            "device": torch.cuda.get_device_name() if self.gpus else "cpu",
+            "device": _read_json(os.path.join(folder, _DONE))["device"],
             "threads": self.threads,
         }
         self.curves[run.key] = curve
@@ -271,7 +271,9 @@ def _train_and_evaluate(run: Run, folder: str) -> int:
             return status
     finally:
         seconds = (before["seconds"] if resume else 0.0) + time.monotonic() - begun
-        write_bytes_atomic(done, json.dumps({"digest": run.digest, "seconds": seconds}).encode())
+        on_gpu = torch.cuda.is_available() and run.cfg().MODEL.DEVICE.startswith("cuda")
+        device = torch.cuda.get_device_name() if on_gpu else "cpu"
+        write_bytes_atomic(done, json.dumps({"digest": run.digest, "seconds": seconds, "device": device}).encode())
     # Again with the report: distances and thicknesses are too slow for every evaluation on the way.
     final = ["MODEL.WEIGHTS", os.path.join(folder, "model_final.pth"), "TEST.REPORT.ENABLED", "True"]
     final += ["OUTPUT_DIR", os.path.join(folder, "final")]

@@ -70,8 +70,7 @@ def test_replay_repeats_the_losses(door, tmp_path):
     assert printed == pytest.approx(dict(losses(calm))[3], rel=1e-5)
 
 
-def test_nan_gradient_stops_before_it_reaches_the_weights(door, tmp_path):
-    prelude = """
+NAN_GRADIENT = """
 import torch
 from blpseg.modeling.blpseg import BLPSeg
 losses = BLPSeg._losses
@@ -79,8 +78,28 @@ def planted(self, images, decoded, logits, *args):
     return losses(self, images, decoded, logits + 0 * torch.sqrt(logits - logits), *args)
 BLPSeg._losses = planted
 """
-    line = fails(door("OUTPUT_DIR", tmp_path / "out", prelude=prelude))
+
+
+def test_nan_gradient_stops_before_it_reaches_the_weights(door, tmp_path):
+    line = fails(door("OUTPUT_DIR", tmp_path / "out", prelude=NAN_GRADIENT))
     assert "iteration 0: the gradient became NaN" in line
+
+
+def test_gradient_scaler_does_not_skip_steps_for_ever(door, tmp_path):
+    prelude = (
+        NAN_GRADIENT
+        + """
+scaler = torch.amp.GradScaler
+torch.amp.GradScaler = lambda device, enabled: scaler(device, enabled=True)
+"""
+    )
+    line = fails(door("OUTPUT_DIR", tmp_path / "out", "SOLVER.MAX_ITER", 60, prelude=prelude))
+    assert "iteration 50: the gradient became NaN" in line
+
+
+def test_gpus_are_not_chosen_by_index(door, tmp_path):
+    line = fails(door("OUTPUT_DIR", tmp_path / "out", "MODEL.DEVICE", "cuda:1"))
+    assert "MODEL.DEVICE cuda:1" in line and "CUDA_VISIBLE_DEVICES=1" in line
 
 
 def test_out_of_memory_names_the_keys(door, tmp_path):
