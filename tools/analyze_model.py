@@ -38,13 +38,19 @@ def main() -> None:
     from blpseg import get_cfg
     from blpseg.benchmark.analysis import analyze
     from blpseg.errors import BLPSegError
+    from blpseg.modeling import BLPSeg
 
     if min(args.size) < 32:
         raise BLPSegError(f"--size {args.size[0]} {args.size[1]}: sides of at least 32 pixels are needed")
     cfg = get_cfg(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    parts = analyze(build_model(cfg), *args.size)
+    model = build_model(cfg)
+    if not isinstance(model, BLPSeg):
+        raise BLPSegError(
+            f"{args.config_file}: MODEL.META_ARCHITECTURE is {type(model).__name__}; only BLPSeg is analysed"
+        )
+    parts = analyze(model, *args.size)
     if args.json:
         print(json.dumps([vars(part) for part in parts], indent=1))
         return

@@ -25,35 +25,49 @@ def main() -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of the model")
     parser.add_argument("--dataset", metavar="NAME", help="default: the config's DATASETS.TRAIN")
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="images, evenly spaced (default: 40)")
+    parser.add_argument("--output", metavar="FILE", help="write the figures as JSON too")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     args = add_debug_flag(parser).parse_args()
     if args.limit < 1:
         parser.error("--limit is 1 or more")
+
+    import json
 
     from detectron2.data import MetadataCatalog
     from tabulate import tabulate
 
     from blpseg import get_cfg
     from blpseg.data.datasets import load_records, register_folder
+    from blpseg.data.io import write_bytes_atomic
+    from blpseg.errors import BLPSegError
     from blpseg.evaluation.predictor import load_model
     from blpseg.study.diagnosis import run
 
     cfg = get_cfg(args.config_file, args.opts)
     register_folder(cfg)
+    if not (args.dataset or cfg.DATASETS.TRAIN):
+        raise BLPSegError("config: DATASETS.TRAIN is empty; name a data set with --dataset")
     name = args.dataset or cfg.DATASETS.TRAIN[0]
     records = load_records(name)
     records = records[:: max(1, -(-len(records) // args.limit))]
     scale = sum(cfg.INPUT.SCALE_RANGE) / 2
-    found = run(load_model(cfg), records, MetadataCatalog.get(name).ignore_label, cfg.INPUT.FORMAT, scale)
+    metadata = MetadataCatalog.get(name)
+    found = run(load_model(cfg), records, metadata.get("ignore_label", 255), cfg.INPUT.FORMAT, scale)
+    by_distance, aggregation = found.by_distance(), found.of_aggregation()
+    by_class = [{**row, "class": metadata.stuff_classes[row["class"]]} for row in found.by_class()]
     print(f"{name}: {len(records)} images at {scale:g} of their size")
-    print(tabulate(found.by_distance(), headers="keys", floatfmt=".3f"))
+    print(tabulate(by_distance, headers="keys", floatfmt=".3f"))
     print()
-    names = MetadataCatalog.get(name).stuff_classes
-    rows = [{**row, "class": names[row["class"]]} for row in found.by_class()]
-    print(tabulate(rows, headers="keys", floatfmt=".2f"))
-    if aggregation := found.of_aggregation():
+    print(tabulate(by_class, headers="keys", floatfmt=".2f"))
+    if aggregation:
         print()
         print(tabulate(aggregation.items(), floatfmt=".3f", tablefmt="plain"))
+    if args.output:
+        content = {
+            "weights": cfg.MODEL.WEIGHTS, "data": name, "images": len(records), "scale": scale,
+            "by distance": by_distance, "by class": by_class, "aggregation": aggregation,
+        }  # fmt: skip
+        write_bytes_atomic(args.output, json.dumps(content, indent=1).encode())
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def local_aggregation(
         sigma: standard deviation of the distance term in grid cells, > 0.
         impl: how to compute it.
 
-            * ``"auto"``: exact; the fastest of the exact ways for size and device, in float64 where the
+            * ``"auto"``: exact; the faster of the exact ways for the size, in float64 where the
               features are so long, or of so unequal length, that float32 would not hold 1e-4.
             * ``"dense"``: the formula word for word, with its (h w) x (h w) tables; plain operations, so it
               can be traced and exported with dynamic h and w.
@@ -75,28 +75,32 @@ def local_aggregation(
         return IMPLEMENTATIONS[impl](logits, features, sigma, window)
 
 
-def aggregation_weights(features: torch.Tensor, sigma: float, positions: torch.Tensor) -> torch.Tensor:
+def aggregation_weights(
+    features: torch.Tensor, sigma: float, positions: torch.Tensor, radius: float = math.inf
+) -> torch.Tensor:
     """The weights with which some positions average the logits, to look at; without gradient.
 
     Args:
         features: (D, h, w) of one image.
         sigma: see :func:`local_aggregation`.
         positions: (M,) indices b into the h w positions.
+        radius: distance in grid cells beyond which positions are left out; that of ``"window"`` is window * sigma.
 
     Returns:
         (M, h w) float64: A_ab D_ab / (sum_a A_ab D_ab + 1e-7), the weight of each a in out_b.
     """
     height, width = features.shape[-2:]
     flat = features.detach().double().flatten(1)  # (D, h w)
-    similarity = torch.softmax(flat[:, positions].T @ flat, dim=-1)
+    scores = flat[:, positions].T @ flat
     place = torch.arange(height * width, device=flat.device)
     y, x = place // width, place % width
     squared = (y - y[positions, None]) ** 2 + (x - x[positions, None]) ** 2
+    similarity = torch.softmax(scores.masked_fill(squared > radius**2, -math.inf), dim=-1)
     weight = similarity * torch.exp(squared / (-2 * sigma**2))
     return weight / (weight.sum(dim=-1, keepdim=True) + EPSILON)
 
 
-# Grids up to this many positions have tables too small for tiles to pay (docs/PERFORMANCE.md).
+# Grids up to this many positions have tables too small for tiles to pay (measured on a CPU).
 DENSE_POSITIONS = 1000
 # A float32 dot product of squared norm g is off by about g * 2^-23; beyond this g that is more than 1e-4.
 FLOAT32_SQUARED_NORM = 1024.0

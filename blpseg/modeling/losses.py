@@ -9,6 +9,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from .pixel_sampling import Pixels, PixelSampler, cross_entropy_at
+from .registry import look_up
 
 __all__ = [
     "SEGMENTATION_LOSS_REGISTRY",
@@ -29,8 +30,8 @@ Losses on the segmentation logits: built as ``loss(cfg)``, called as :meth:`BLPL
 
 
 def build_segmentation_loss(cfg: CfgNode) -> nn.Module:
-    """Build ``MODEL.BLPSEG.LOSS``."""
-    return SEGMENTATION_LOSS_REGISTRY.get(cfg.MODEL.BLPSEG.LOSS)(cfg)
+    """Build ``MODEL.BLPSEG.LOSS``; an unknown one is told with those there are."""
+    return look_up(SEGMENTATION_LOSS_REGISTRY, cfg.MODEL.BLPSEG.LOSS, "MODEL.BLPSEG.LOSS")(cfg)
 
 
 def upsample(logits: torch.Tensor, size) -> torch.Tensor:

@@ -12,6 +12,7 @@ from detectron2.utils.registry import Registry
 from torch import nn
 
 from .initialization import initialize
+from .registry import look_up
 
 __all__ = ["PIXEL_DECODER_REGISTRY", "PyramidPooling", "UPerDecoder", "build_pixel_decoder"]
 
@@ -23,7 +24,8 @@ Pixel decoders: built as ``decoder(cfg, input_shape)``, map backbone features to
 
 def build_pixel_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
     """Build ``MODEL.BLPSEG.DECODER.NAME`` for a backbone with output ``input_shape``."""
-    return PIXEL_DECODER_REGISTRY.get(cfg.MODEL.BLPSEG.DECODER.NAME)(cfg, input_shape)
+    name = cfg.MODEL.BLPSEG.DECODER.NAME
+    return look_up(PIXEL_DECODER_REGISTRY, name, "MODEL.BLPSEG.DECODER.NAME")(cfg, input_shape)
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, activation=F.relu) -> Conv2d:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import BLPSegError
 from .losses import PADDING
+from .registry import look_up
 
 __all__ = ["REGULARIZER_REGISTRY", "DenseCRF", "EntropyMinimization", "GatedCRF", "Regularizer", "build_regularizers"]
 
@@ -37,10 +38,7 @@ def build_regularizers(cfg: CfgNode) -> nn.ModuleDict:
     """
     built = nn.ModuleDict()
     for name in cfg.MODEL.BLPSEG.REGULARIZERS:
-        if name not in REGULARIZER_REGISTRY:
-            known = ", ".join(sorted(key for key, _ in REGULARIZER_REGISTRY))
-            raise BLPSegError(f"MODEL.BLPSEG.REGULARIZERS: {name!r} is unknown; choose among {known}")
-        regularizer = REGULARIZER_REGISTRY.get(name)(cfg)
+        regularizer = look_up(REGULARIZER_REGISTRY, name, "MODEL.BLPSEG.REGULARIZERS")(cfg)
         built[regularizer.loss_name] = regularizer
     return built
 
@@ -52,6 +50,8 @@ class Regularizer(nn.Module, ABC):
 
     def __init__(self, weight: float):
         super().__init__()
+        if not weight >= 0:
+            raise BLPSegError(f"config: the weight of {type(self).__name__} must be >= 0; got {weight}")
         self.weight = weight
 
     def forward(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
@@ -111,8 +111,9 @@ class GatedCRF(Regularizer):
     paper distances are in cells of the prediction's grid, to which the image is averaged.
 
     Source: Obukhov, Georgoulis, Dai & Van Gool, "Gated CRF Loss for Weakly Supervised Semantic Image Segmentation",
-    arXiv 1906.04651, with its position-and-colour kernel. The defaults (radius 5, sigma_xy 6, sigma_rgb 0.1, weight
-    0.1) are those of the scribble benchmarks that took the loss up (WSL4MIS).
+    arXiv 1906.04651, with its position-and-colour kernel. The numbers of the defaults (radius 5, sigma_xy 6, sigma_rgb
+    0.1, weight 0.1) are those of the scribble benchmarks that took the loss up (WSL4MIS), whose grid is the image's;
+    here a cell is 4 pixels wide, and a grey image counts in three channels.
     """
 
     loss_name = "loss_gated_crf"
@@ -180,8 +181,8 @@ class DenseCRF(Regularizer):
     that is: the probability that two positions, drawn as alike and near as W says, get different labels. Exact, on
     the logits' grid, or, where that has more than ``max_positions`` positions, on squares of k x k of its cells
     averaged, with the smallest k that will do. Positions in the padding take no part. The paper's energy is not divided
-    by sum W: its weight of 2e-9, with crops of 513 pixels and predictions at half that, is this one's weight over
-    8.7 times the mean of W.
+    by sum W: its weight of 2e-9, with crops of 513 pixels and predictions at half that, is a weight of 8.7 times the
+    mean of W here.
 
     Source: Tang, Perazzi, Djelouah, Ben Ayed, Schroers & Boykov, "On Regularized Losses for Weakly-supervised CNN
     Segmentation", ECCV 2018.

@@ -3,6 +3,7 @@ the label preference, and whom local aggregation listens to."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -36,7 +37,7 @@ class Diagnosis:
         self.random = torch.Generator().manual_seed(seed)
         bins, classes = len(DISTANCE_EDGES), model.num_classes
         self.pixels, self.annotated, self.predicted = np.zeros((3, bins))
-        self.p, self.q, self.weight = np.zeros((3, bins))
+        self.p, self.q, self.class_q, self.weight = np.zeros((4, bins))
         # Of each class: pixels in the mask, annotated, pseudo-labelled as it; its own with a pseudo label, a right one.
         self.classes = np.zeros((5, classes), np.int64)
         self.confusion = np.zeros((2, classes, classes), np.int64)  # without and with aggregation; [prediction, label]
@@ -69,6 +70,7 @@ class Diagnosis:
         p = found["sem_seg"].softmax(dim=0).cpu().numpy()
         self.p += self._sum(bins[at], p[(label, *at)])
         self.q += self._sum(bins[at], q[(label, *at)])
+        self.class_q += self._sum(bins[at], q[(label, *at)] / np.maximum(1 - q[(-1, *at)], 1e-12))
         self.weight += self._sum(bins[at], found["blp_weight"].cpu().numpy()[at])
         pseudo = found["pseudo_label"].cpu().numpy()
         trusted = labelled & (pseudo != IGNORED)
@@ -105,8 +107,9 @@ class Diagnosis:
         if not len(chosen):
             return
         sigma, at = self.model.lam_sigma, chosen.to(features.device)
-        weight = aggregation_weights(features, sigma, at).cpu()
-        near = aggregation_weights(torch.zeros_like(features[:1]), sigma, at).cpu()
+        radius = self.model.lam_window * sigma if self.model.lam_impl == "window" else math.inf
+        weight = aggregation_weights(features, sigma, at, radius).cpu()
+        near = aggregation_weights(torch.zeros_like(features[:1]), sigma, at, radius).cpu()
         same = (label[chosen, None] == label).double()
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         distance = torch.cdist(place[chosen], place)
@@ -124,14 +127,18 @@ class Diagnosis:
         )
 
     def by_distance(self) -> list[dict[str, float]]:
-        """A row for each bin of the distance to the mask's boundary, and one of all: shares in percent."""
-        sums = [self.pixels, self.annotated, self.predicted, self.p, self.q, self.weight]
+        """A row for each bin of the distance to the mask's boundary, and one of all: shares in percent.
+
+        "of the class alone" is q of the label among the classes, 1 - q of "not annotated" taken out: what is left of a
+        low q when the annotation head knows the class and only doubts that people scribble there.
+        """
+        sums = [self.pixels, self.annotated, self.predicted, self.p, self.q, self.class_q, self.weight]
         rows = []
         labels = [f"{low}-{high}" for low, high in zip(DISTANCE_EDGES, DISTANCE_EDGES[1:], strict=False)]
         for name, values in zip(
             [*labels, f">{DISTANCE_EDGES[-1]}", "all"], [*np.stack(sums, 1), [s.sum() for s in sums]], strict=True
         ):
-            pixels, annotated, predicted, p, q, weight = values
+            pixels, annotated, predicted, p, q, class_q, weight = values
             if not pixels:
                 continue
             drawn = annotated or float("nan")
@@ -143,6 +150,7 @@ class Diagnosis:
                     "predicted to be": 100 * predicted / pixels,
                     "p of label": p / drawn,
                     "q of label": q / drawn,
+                    "of the class alone": class_q / drawn,
                     "BLP weight": weight / drawn,
                 }
             )
@@ -186,7 +194,7 @@ def run(model: BLPSeg, records: Sequence[dict], ignore_label: int, image_format:
     """:class:`Diagnosis` of records with ``scribble_file_name`` and ``sem_seg_file_name``, read at ``scale``.
 
     Raises:
-        BLPSegError: no record has both, or a file is unsound.
+        BLPSegError: no record has both, a file is unsound, or its labels are not the model's.
     """
     records = [r for r in records if "scribble_file_name" in r and "sem_seg_file_name" in r]
     if not records:
@@ -197,6 +205,12 @@ def run(model: BLPSeg, records: Sequence[dict], ignore_label: int, image_format:
         mask = read_ground_truth(record["sem_seg_file_name"], record["file_name"], image.shape[:2], ignore_label)
         if scribble.shape != mask.shape:
             raise BLPSegError(f"{record['scribble_file_name']}: not of the size of {record['file_name']}")
+        for kind, label in (("scribble", scribble), ("sem_seg", mask)):
+            if (unknown := label[(label != IGNORED) & (label >= model.num_classes)]).size:
+                raise BLPSegError(
+                    f"{record[f'{kind}_file_name']}: label {unknown[0]}, but the model has {model.num_classes} "
+                    "classes; name a data set with the model's classes"
+                )
         if scale != 1:
             size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])
             image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)

@@ -160,6 +160,16 @@ def test_images_of_a_batch_do_not_mix(impl):
             assert errors([image], [alone])[0] <= TOLERANCE
 
 
+def test_auto_looks_at_each_image():
+    """Long features of one image do not hide that another's are of unequal length."""
+    far, smooth = (make_case(kind, height=40, width=35) for kind in ("far position wins", "smooth"))
+    long = smooth[0], 31 * F.normalize(smooth[1], dim=1), smooth[2]
+    case = [torch.cat(x) for x in zip(far, long, strict=True)]
+    got, expected = run("auto", *case), run("dense", *case, dtype=torch.float64)
+    for a, b in zip(got, expected, strict=True):
+        assert errors([a[0]], [b[0]])[0] <= TOLERANCE
+
+
 def test_gradient_of_the_logits_alone():
     logits, features, grad = make_case("noise")
     logits.requires_grad_()

@@ -8,6 +8,8 @@ from detectron2.modeling import build_model
 
 from blpseg import get_cfg
 from blpseg.errors import BLPSegError
+from blpseg.modeling.losses import build_segmentation_loss
+from blpseg.modeling.pixel_decoder import build_pixel_decoder
 from blpseg.modeling.regularizers import DenseCRF, EntropyMinimization, GatedCRF, build_regularizers
 
 from .test_losses import CLASSES
@@ -270,8 +272,16 @@ def test_built_from_the_config():
         (["MODEL.BLPSEG.REGULARIZERS", ["GatedCrf"]], "'GatedCrf' is unknown; choose among DenseCRF, Entropy"),
         (["MODEL.BLPSEG.REGULARIZERS", ["GatedCRF"], "MODEL.BLPSEG.GATED_CRF.RADIUS", 0], "GATED_CRF.RADIUS must be"),
         (["MODEL.BLPSEG.REGULARIZERS", ["DenseCRF"], "MODEL.BLPSEG.DENSE_CRF.SIGMA_XY", 0.0], "DENSE_CRF.SIGMA_XY"),
+        (["MODEL.BLPSEG.REGULARIZERS", ["GatedCRF"], "MODEL.BLPSEG.GATED_CRF.WEIGHT", -1.0], "weight of GatedCRF"),
     ],
 )
 def test_bad_config(opts, message):
     with pytest.raises(BLPSegError, match=message):
         build_regularizers(get_cfg("", opts))
+
+
+def test_names_that_nothing_is_registered_under():
+    with pytest.raises(BLPSegError, match="MODEL.BLPSEG.LOSS: 'BPLLoss' is unknown; choose among BLPLoss"):
+        build_segmentation_loss(get_cfg("", ["MODEL.BLPSEG.LOSS", "BPLLoss"]))
+    with pytest.raises(BLPSegError, match="DECODER.NAME: 'UNet' is unknown; choose among UPerDecoder"):
+        build_pixel_decoder(get_cfg("", ["MODEL.BLPSEG.DECODER.NAME", "UNet"]), {})

@@ -9,13 +9,14 @@ from blpseg.modeling.local_aggregation import aggregation_weights, local_aggrega
 from blpseg.study.diagnosis import Diagnosis
 
 
-def test_weights_are_those_of_the_aggregation():
+@pytest.mark.parametrize("impl,radius", [("dense", np.inf), ("window", 2.25)])
+def test_weights_are_those_of_the_aggregation(impl, radius):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 3, 6, 7, generator=generator, dtype=torch.float64)
     features = torch.randn(1, 4, 6, 7, generator=generator, dtype=torch.float64)
     positions = torch.tensor([0, 9, 41, 20])
-    weights = aggregation_weights(features[0], 1.5, positions)
-    expected = local_aggregation(logits, features, 1.5, impl="dense")[0].flatten(1)[:, positions]
+    weights = aggregation_weights(features[0], 1.5, positions, radius)
+    expected = local_aggregation(logits, features, 1.5, impl=impl, window=1.5)[0].flatten(1)[:, positions]
     torch.testing.assert_close((weights @ logits[0].flatten(1).T).T, expected)
 
 
@@ -51,6 +52,8 @@ def test_counts_by_hand(diagnosis):
     p = found["sem_seg"].softmax(0).numpy()
     of_label = [(p[scribble[y, x], y, x], q[scribble[y, x], y, x]) for y, x in at]
     assert everything["p of label"] == pytest.approx(np.mean([a for a, _ in of_label]), rel=1e-4)
+    class_q = [q[scribble[y, x], y, x] / q[:-1, y, x].sum() for y, x in at]
+    assert everything["of the class alone"] == pytest.approx(np.mean(class_q), rel=1e-4)
     assert everything["BLP weight"] == pytest.approx(np.mean([(1 - a * b) ** 2 for a, b in of_label]), rel=1e-4)
     # (20, 17) is two pixels from the other half; the others 10 to 13 from it, and 8 from the ignored rows.
     assert rows["2-4"]["annotated"] > 0 and rows["8-16"]["annotated"] > 0 and rows["0-2"]["annotated"] == 0

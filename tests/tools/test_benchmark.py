@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -75,10 +76,13 @@ def test_memory_of_dense_tables_is_seen_in_the_child():
 
 def test_sides_take_turns():
     calls = []
-    sides = {OURS: lambda: calls.append(OURS) or 1, BASELINE: lambda: calls.append(BASELINE) or 2}
+    sides = {
+        OURS: lambda: calls.append(OURS) or time.sleep(0.02) or 1,
+        BASELINE: lambda: calls.append(BASELINE) or time.sleep(0.05) or 2,
+    }
     seconds, results = compare_time(sides, 2)
     assert calls == [OURS, BASELINE] * 3
-    assert results == {OURS: 1, BASELINE: 2} and min(seconds.values()) >= 0
+    assert results == {OURS: 1, BASELINE: 2} and seconds[OURS] >= 0.02 and seconds[BASELINE] >= 0.05
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""Names in a config -> what is registered under them."""
+
+from __future__ import annotations
+
+from detectron2.utils.registry import Registry
+
+from ..errors import BLPSegError
+
+__all__ = ["look_up"]
+
+
+def look_up(registry: Registry, name: str, key: str):
+    """What ``registry`` has as ``name``, the value of the config's ``key``.
+
+    Raises:
+        BLPSegError: nothing; those there are are named.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(known for known, _ in registry))
+        raise BLPSegError(f"{key}: {name!r} is unknown; choose among {known}")
+    return registry.get(name)
