@@ -18,6 +18,15 @@ example:
 """
 
 
+def without_nan(content):
+    """JSON has no NaN; what has no value is null there."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if content != content else content
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,7 +76,7 @@ def main() -> None:
             "weights": cfg.MODEL.WEIGHTS, "data": name, "images": len(records), "scale": scale,
             "by distance": by_distance, "by class": by_class, "aggregation": aggregation,
         }  # fmt: skip
-        write_bytes_atomic(args.output, json.dumps(content, indent=1).encode())
+        write_bytes_atomic(args.output, json.dumps(without_nan(content), indent=1, allow_nan=False).encode())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
 """The diagnosis against counting by hand, and its aggregation weights against the aggregation itself."""
 
+import json
+import runpy
+
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 
+from blpseg import get_cfg
+from blpseg.data.synthetic import make_synthetic
+from blpseg.errors import BLPSegError
 from blpseg.modeling.local_aggregation import aggregation_weights, local_aggregation
-from blpseg.study.diagnosis import Diagnosis
+from blpseg.study.diagnosis import Diagnosis, run
 
 
 @pytest.mark.parametrize("impl,radius", [("dense", np.inf), ("window", 2.25)])
@@ -96,3 +103,57 @@ def test_without_aggregation(tiny_cfg):
     mask = np.zeros((32, 32), np.uint8)
     diagnosis.add(np.zeros((32, 32, 3), np.uint8), mask, mask)
     assert diagnosis.of_aggregation() == {} and diagnosis.by_distance()[-1]["annotated"] == 100
+
+
+@pytest.fixture
+def diagnose(tmp_path, root, monkeypatch):
+    """Runs tools/diagnose.py here, on generated scenes and a model that has learned nothing -> its exit status."""
+    make_synthetic(str(tmp_path / "synthetic"), size=(48, 48), train=3, val=1, seed=0)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = root / "configs/Synthetic-Scribble/blpseg_tiny.yaml"
+    torch.manual_seed(0)
+    torch.save(build_model(get_cfg(str(config))).state_dict(), tmp_path / "weights.pth")
+
+    def diagnose(*arguments, opts=()) -> int:
+        command = ["diagnose.py", "--config-file", config, *arguments, "--opts", *opts]
+        monkeypatch.setattr("sys.argv", [str(x) for x in [*command, "MODEL.WEIGHTS", tmp_path / "weights.pth"]])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(root / "tools/diagnose.py"), run_name="__main__")
+        return ended.value.code or 0
+
+    return diagnose
+
+
+def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
+    assert diagnose("--output", tmp_path / "new" / "found.json") == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "new" / "found.json").read_text(), parse_constant=pytest.fail)
+    assert found["images"] == 3 and found["data"] == "synthetic_scribble_train" and found["scale"] == 1
+    assert "synthetic_scribble_train: 3 images at 1 of their size" in printed
+    everything = found["by distance"][-1]
+    assert everything["share of pixels"] == pytest.approx(100) and f"{everything['annotated']:.3f}" in printed
+    assert [row["class"] for row in found["by class"]][:2] == ["background", "disc"]
+    assert f"{found['aggregation']['mIoU of the logits after']:.3f}" in printed
+
+
+def test_mistakes_are_one_line(diagnose, capsys):
+    for options, message in (
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set with --dataset"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"], "3"),
+    ):
+        assert diagnose(opts=options) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert message in line
+
+
+def test_labels_that_the_model_does_not_have(tmp_path, tiny_cfg):
+    image, label = np.zeros((16, 16, 3), np.uint8), np.full((16, 16), 5, np.uint8)
+    for name, array in (("image", image), ("scribble", label), ("mask", label)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), array)
+    record = {
+        "file_name": str(tmp_path / "image.png"),
+        "scribble_file_name": str(tmp_path / "scribble.png"),
+        "sem_seg_file_name": str(tmp_path / "mask.png"),
+    }
+    with pytest.raises(BLPSegError, match=r"scribble\.png: label 5, but the model has 5 classes"):
+        run(build_model(tiny_cfg), [record], 255, "RGB", 1.0)
