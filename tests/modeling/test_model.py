@@ -213,10 +213,17 @@ def test_fp16_on_a_gpu(tiny_cfg):
     torch.manual_seed(0)
     model = build_model(tiny_cfg).train()
     batch = [sample(64, 64), sample(64, 64, seed=1)]
-    with torch.autocast("cuda", dtype=torch.float16):
-        losses = model(batch)
-    (sum(losses.values()) * 256).backward()
-    assert all(torch.isfinite(x) and x.dtype == torch.float32 for x in losses.values())
+    scaler = torch.amp.GradScaler("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    for _ in range(12):  # each step that overflows halves the scale of 65,536
+        with torch.autocast("cuda", dtype=torch.float16):
+            losses = model(batch)
+        assert all(torch.isfinite(x) and x.dtype == torch.float32 for x in losses.values())
+        optimizer.zero_grad()
+        scaler.scale(sum(losses.values())).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
