@@ -76,7 +76,7 @@ def main() -> None:
 
     from blpseg.benchmark import BENCHMARKS, Options, table
     from blpseg.benchmark.measure import environment
-    from blpseg.data.io import write_bytes_atomic
+    from blpseg.data.io import check_writable, write_bytes_atomic
     from blpseg.errors import BLPSegError
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -97,9 +97,10 @@ def main() -> None:
     def write() -> None:
         if args.output:
             content = {**result, "rows": [row.as_dict() for row in rows]}
-            write_bytes_atomic(args.output, json.dumps(content, indent=1).encode())
+            write_bytes_atomic(args.output, json.dumps(content, indent=1, allow_nan=False).encode())
 
-    write()  # a path that cannot be written is told now
+    if args.output:
+        check_writable(args.output)
     parts = list(BENCHMARKS) if "all" in args.parts else dict.fromkeys(args.parts)
     with tqdm(parts, disable=not sys.stderr.isatty()) as bar:
         for part in bar:

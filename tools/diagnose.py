@@ -47,7 +47,7 @@ def main() -> None:
 
     from blpseg import get_cfg
     from blpseg.data.datasets import load_records, register_folder
-    from blpseg.data.io import write_bytes_atomic
+    from blpseg.data.io import check_writable, write_bytes_atomic
     from blpseg.errors import BLPSegError
     from blpseg.evaluation.predictor import load_model
     from blpseg.study.diagnosis import run
@@ -61,7 +61,15 @@ def main() -> None:
     records = records[:: max(1, -(-len(records) // args.limit))]
     scale = sum(cfg.INPUT.SCALE_RANGE) / 2
     metadata = MetadataCatalog.get(name)
-    found = run(load_model(cfg), records, metadata.get("ignore_label", 255), cfg.INPUT.FORMAT, scale)
+    model = load_model(cfg)
+    if len(metadata.stuff_classes) != model.num_classes:
+        raise BLPSegError(
+            f"{name} has {len(metadata.stuff_classes)} classes, the model {model.num_classes}; "
+            "name the data set with --dataset"
+        )
+    if args.output:
+        check_writable(args.output)
+    found = run(model, records, metadata.get("ignore_label", 255), cfg.INPUT.FORMAT, scale)
     by_distance, aggregation = found.by_distance(), found.of_aggregation()
     by_class = [{**row, "class": metadata.stuff_classes[row["class"]]} for row in found.by_class()]
     print(f"{name}: {len(records)} images at {scale:g} of their size")

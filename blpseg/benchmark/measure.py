@@ -47,17 +47,19 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """baseline / ours."""
+        """baseline / ours; None where one is missing or ours is 0."""
         if self.ours is None or self.baseline is None:
             return None
-        return self.baseline / self.ours if self.ours else float("inf")
+        return self.baseline / self.ours if self.ours else None
 
     @property
     def verdict(self) -> str:
         """Pass, fall short, or "" where there is no target or no figure."""
         if self.target is None or self.ours is None:
             return ""
-        if self.ratio is not None:
+        if self.baseline is not None:
+            if self.ratio is None:
+                return "pass"
             return "pass" if self.ratio >= self.target else "fall short"
         return "pass" if self.ours <= self.target else "fall short"
 

@@ -195,6 +195,19 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
         raise
 
 
+def check_writable(path: str) -> None:
+    """Find out before long work whether :func:`write_bytes_atomic` will be able to write ``path``; makes its folder.
+
+    Raises:
+        OSError: it will not.
+    """
+    if "://" in path:
+        return
+    probe = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    write_bytes_atomic(probe, b"")
+    os.unlink(probe)
+
+
 def _read_bytes(path: str) -> bytes:
     # Asking PathManager costs as much as reading a label; it does nothing more for a plain path.
     opener = PathManager.open if "://" in path else open

@@ -300,9 +300,8 @@ def provenance() -> dict[str, str]:
             raise FileNotFoundError(root / ".git")
         git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=20, check=True)
         revision = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        if git(
-            ["git", "--no-optional-locks", "status", "--porcelain", "--", "blpseg", "configs", "datasets", "tools"]
-        ).stdout:
+        code = ["blpseg", "configs", "tools", ":(glob)datasets/*.py"]
+        if git(["git", "--no-optional-locks", "status", "--porcelain", "--", *code]).stdout:
             revision += "-dirty"
     except (OSError, subprocess.SubprocessError):
         revision = "unknown"

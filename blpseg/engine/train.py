@@ -93,7 +93,7 @@ def _train(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
     if cfg.SEED < 0:
         cfg.SEED = state["seed"] if state else comm.shared_random_seed() % 2**31
     cfg.freeze()
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK  # not for evaluation, where sizes differ
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     output.cfg = cfg
     trainer = Trainer(cfg, stop)
     if state:
@@ -189,4 +189,9 @@ def _evaluate(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
 def _test(cfg: CfgNode, model):
     from ..evaluation import evaluate
 
-    return evaluate(cfg, model)
+    # Trying algorithms out pays in training, where sizes stay the same.
+    benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        return evaluate(cfg, model)
+    finally:
+        torch.backends.cudnn.benchmark = benchmark

@@ -251,17 +251,25 @@ class _Grid:
         return [(slice(start, stop), slice(start + shift, stop + shift)) for start, stop in chunks]
 
     def decay(self, down: int, right: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The distance term (block^2, block^2) of two blocks, and 1 within the radius, 0 beyond (None: all within)."""
+        """The distance term (block^2, block^2) of two blocks, 0 beyond the radius; and 1 within, 0 beyond (None: all
+        within)."""
         steps = torch.arange(self.block, device=self.like.device, dtype=self.like.dtype)
         y = (steps + down * self.block - steps[:, None]) ** 2
         x = (steps + right * self.block - steps[:, None]) ** 2
         distance = (y[:, None, :, None] + x[None, :, None, :]).reshape(self.block**2, self.block**2)
         decay = torch.exp2(distance * (-math.log2(math.e) / (2 * self.sigma**2)))
         decay[decay < LOWEST_DECAY] = 0
-        if math.isinf(self.radius):
+        farthest = ((abs(down) + 1) * self.block - 1) ** 2 + ((abs(right) + 1) * self.block - 1) ** 2
+        if farthest <= self.radius**2:
             return decay, None
         within = (distance <= self.radius**2).to(decay.dtype)
         return decay * within, within
+
+
+def _scores(queries: torch.Tensor, keys: torch.Tensor, within: torch.Tensor | None) -> torch.Tensor:
+    """Products of two blocks' features, least beyond the radius: those there must not set the scale."""
+    scores = queries @ keys.transpose(-2, -1)
+    return scores if within is None else scores.masked_fill_(within == 0, torch.finfo(scores.dtype).min)
 
 
 def _exp2(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
@@ -304,7 +312,7 @@ class _TiledAggregation(torch.autograd.Function):
         for offset, share in zip(grid.offsets(), shares, strict=True):
             decay, within = grid.decay(*offset)
             for i, j in grid.pairs(*offset):
-                scores = keys[i] @ keys[j].transpose(-2, -1)
+                scores = _scores(keys[i], keys[j], within)
                 if offset == (0, 0):
                     own[i] = scores.diagonal(dim1=-2, dim2=-1)
                     share[i] = add(i, j, scores, decay, within, diagonal=True)
@@ -365,7 +373,7 @@ class _TiledAggregation(torch.autograd.Function):
                 continue
             decay, within = grid.decay(*offset)
             for i, j in chunks:
-                scores = keys[i] @ keys[j].transpose(-2, -1)
+                scores = _scores(keys[i], keys[j], within)
                 score_grad = differentiate(i, j, scores, decay, within)
                 if offset == (0, 0):
                     own = torch.exp2(scores.diagonal(dim1=-2, dim2=-1) - norm[i]) * (grad[i] * own_gap[i]).sum(dim=-1)

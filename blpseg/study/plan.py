@@ -140,7 +140,7 @@ def load_study(path: str, output: str) -> Study:
         raise BLPSegError(f"{path}: not a readable study file: {describe(error)}") from error
     _check_keys(content, _STUDY_KEYS, path, required=("seeds", "metrics", "data", "methods"))
     for part in ("metrics", "data", "methods", "also", "sweeps"):
-        if part in ("also", "sweeps") and content.get(part) is None:
+        if part in ("also", "sweeps") and content.get(part) in (None, {}):
             continue
         if not isinstance(content[part], dict) or not content[part]:
             raise BLPSegError(f"{path}: {part} must map names to what they stand for, and have one at least")
@@ -176,7 +176,7 @@ def load_study(path: str, output: str) -> Study:
                 0
             ],
         )
-    reference = str(content.get("reference", next(iter(methods))))
+    reference = str(content.get("reference") or next(iter(methods)))
     upper_bound = str(content.get("upper_bound") or "")
     _known([reference], methods, f"{path}: reference")
     _known([upper_bound] if upper_bound else [], methods, f"{path}: upper_bound")

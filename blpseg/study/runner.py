@@ -59,8 +59,12 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
             raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
         path = os.path.join(output, ROWS)
         found = {row_key(row, path): row for row in read_rows(path)}
-        rows = {run.key: found[run.key] for run in study.runs if _is_done(study, run, found.get(run.key))}
-        others = {key: row for key, row in found.items() if key not in rows}
+        # A column without any value is a mistake in the study file, perhaps mended since.
+        blank = {column for column in study.columns if not any(row.get(column) for row in found.values())}
+        rows = {run.key: found[run.key] for run in study.runs if not blank and _is_done(study, run, found.get(run.key))}
+        # What is to be run again loses its digest: the CSV file's columns do not tell what has been measured.
+        keys = {run.key for run in study.runs}
+        others = {key: row | {"digest": ""} if key in keys else row for key, row in found.items() if key not in rows}
         pending = [run for run in study.runs if run.key not in rows]
         print(f"{len(study.runs)} runs, {len(rows)} done; {jobs} at a time, {threads} thread(s) each", flush=True)
         _prepare(study, {run.data for run in pending})
@@ -126,7 +130,7 @@ class _Pool:
         for row in read_rows(os.path.join(output, CURVES)):
             self.curves.setdefault(row_key(row, CURVES), []).append(row)
         self.running: dict = {}  # process -> (run, slot, start)
-        self.failed: list[Run] = []
+        self.failed: list[tuple[Run, str]] = []
         self.signum = 0
 
     def work(self, pending: list[Run]) -> int:
@@ -148,9 +152,18 @@ class _Pool:
             counts = f"{len(self.rows)} of {len(self.study.runs)} runs done"
             print(f"interrupted, {counts}; the same command goes on", file=sys.stderr)
             return 128 + self.signum
-        for run in self.failed:
-            print(f"failed: {' | '.join(map(str, run.key))}; see {self._log(run)}", file=sys.stderr)
-        return int(bool(self.failed))
+        for run, why in self.failed:
+            print(f"failed: {' | '.join(map(str, run.key))}: {why}; see {self._log(run)}", file=sys.stderr)
+        blank = [
+            f"{column} ({metric})"
+            for column, metric in self.study.columns.items()
+            if self.rows and not any(row.get(column) for row in self.rows.values())
+        ]
+        if blank:
+            print(
+                f"error: no run has a value of {', '.join(blank)}: correct the study file, start again", file=sys.stderr
+            )
+        return int(bool(self.failed or blank))
 
     def _stop(self, signum, frame) -> None:
         self.signum = self.signum or signum
@@ -209,7 +222,7 @@ class _Pool:
         )
 
     def _fail(self, run: Run, why: str) -> None:
-        self.failed.append(run)
+        self.failed.append((run, why))
         print(f"FAILED {' | '.join(map(str, run.key))}: {why}", flush=True)
 
     def _in_order(self) -> list[dict]:
@@ -295,7 +308,10 @@ def _scalars(folder: str) -> list[dict]:
     path = os.path.join(folder, "metrics.json")
     try:
         with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file if line.strip()]
+            lines = [json.loads(line) for line in file if line.strip()]
+        if not lines:
+            raise ValueError("empty")
+        return lines
     except (OSError, ValueError) as error:
         raise BLPSegError(
             f"{path}: missing or damaged ({describe(error)}); delete the run's folder and start again"
@@ -315,7 +331,9 @@ def _row(study: Study, run: Run, folder: str) -> dict:
     if len(results) > 1:
         raise BLPSegError(f"{path}: scores of {', '.join(results)}; a run of a study has one data set in DATASETS.TEST")
     values = flatten_results_dict(next(iter(results.values())))
-    if missing := [m for m in study.columns.values() if not m.startswith("train/") and m not in values]:
+    # A task that this data set's evaluators do not have leaves a blank; a metric that the task does not have is a typo.
+    tasks = {name.split("/")[0] for name in values}
+    if missing := [m for m in study.columns.values() if m.split("/")[0] in tasks and m not in values]:
         raise BLPSegError(
             f"no {', '.join(missing)} among the scores: correct the study file; there are {', '.join(values)}"
         )

@@ -99,13 +99,27 @@ def test_equals_the_loop(impl, kind, monkeypatch):
     torch.testing.assert_close(out, loop(logits, features, 2.5), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["smooth", "noise", "far position wins"])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "hundreds", "far position wins"])
 def test_window_equals_the_loop_within_the_radius(kind, monkeypatch):
     monkeypatch.setattr(lam, "BLOCK", 4)
     logits, features, _ = make_case(kind, channels=8, height=11, width=13)
     logits, features = logits.double(), features.double()
     out = local_aggregation(logits, features, 2.0, impl="window", window=1.5)
     torch.testing.assert_close(out, loop(logits, features, 2.0, radius=3.0), rtol=1e-9, atol=1e-9)
+
+
+def test_window_is_finite_however_long_what_lies_beyond_it(monkeypatch):
+    """A score beyond the window that outweighs all within by more than a float32 holds, and its gradient."""
+    monkeypatch.setattr(lam, "BLOCK", 4)
+    logits, features, grad = make_case("noise", channels=8, height=11, width=13)
+    features[..., -1] *= 3000
+    case = logits, features, grad
+    got = run("window", *case, sigma=2.0, window=1.5)
+    expected = run("window", *case, sigma=2.0, window=1.5, dtype=torch.float64)
+    assert all(torch.isfinite(x).all() for x in got)
+    # More than the radius of 3 from the last column.
+    assert errors([got[0][..., :9]], [expected[0][..., :9]])[0] <= TOLERANCE
+    assert errors([expected[0]], [loop(logits.double(), features.double(), 2.0, radius=3.0)])[0] <= 1e-9
 
 
 @pytest.mark.parametrize("kind", KINDS)

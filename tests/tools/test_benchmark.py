@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from blpseg.benchmark import workloads
 from blpseg.benchmark.literal import literal_blp_loss, plain_inference
 from blpseg.benchmark.measure import BASELINE, OURS, Row, compare_memory, compare_time, peak_memory, table
 from blpseg.benchmark.workloads import BENCHMARKS, FEATURES, WORKLOADS, Options, make_features
@@ -90,7 +91,7 @@ def test_sides_take_turns():
     [
         (1.0, 2.0, 2.0, "pass"), (1.0, 1.9, 2.0, "fall short"),
         (0.5, None, 1.0, "pass"), (2.0, None, 1.0, "fall short"),
-        (1.0, 2.0, None, ""), (None, None, 2.0, ""), (0.0, None, 0.0, "pass"),
+        (1.0, 2.0, None, ""), (None, None, 2.0, ""), (0.0, None, 0.0, "pass"), (0.0, 1.0, 2.0, "pass"),
     ],
 )  # fmt: skip
 def test_verdicts(ours, baseline, target, verdict):
@@ -155,9 +156,38 @@ def test_parts_without_models_of_their_own(part, options):
         assert rows[1].quantity == "error weights" and rows[1].verdict == "pass"
 
 
+def test_exponents_of_scaling(options, monkeypatch):
+    """Stand-ins whose time and memory grow as stated."""
+    monkeypatch.setattr(workloads, "_lam", lambda side, **arguments: arguments)
+
+    def cost(arguments, linear):
+        return 1e-6 * (arguments["grid"][0] ** 2) ** (1 if arguments["impl"] in linear else 2)
+
+    monkeypatch.setattr(workloads, "compare_time", lambda sides, *_, **__: ({OURS: cost(sides[OURS], ["window"])}, {}))
+    monkeypatch.setattr(workloads, "compare_memory", lambda _, arguments, sides: {OURS: cost(arguments, ["auto"])})
+    size = {"batch": 1, "channels": 8, "classes": 2, "device": "cpu", "amp": False}
+    rows = [row for row in workloads._scaling(size, options) if row.quantity.startswith("exponent")]
+    found = {(row.case, row.quantity): (round(row.ours, 6), row.verdict) for row in rows}
+    assert found == {
+        ("auto, 256 to 1296 positions", "exponent of time"): (2, ""),
+        ("auto, 256 to 1296 positions", "exponent of memory"): (1, "pass"),
+        ("window, 256 to 1296 positions", "exponent of time"): (1, "pass"),
+        ("window, 256 to 1296 positions", "exponent of memory"): (2, "fall short"),
+        ("dense, 256 to 1296 positions", "exponent of time"): (2, ""),
+        ("dense, 256 to 1296 positions", "exponent of memory"): (2, ""),
+    }
+
+
+def test_what_does_not_fit_is_left_out(options, monkeypatch):
+    monkeypatch.setattr(workloads, "_free_memory", lambda device: 0)
+    rows = [next_ for next_, _ in zip(BENCHMARKS["lam"](options), range(5), strict=False)]
+    assert all(row.ours is None and "left out: the dense tables" in row.note for row in rows)
+    json.dumps([row.as_dict() for row in rows], allow_nan=False)
+
+
 def test_command_prints_a_table_and_writes_json(root, tmp_path):
     path = tmp_path / "new" / "figures.json"
-    command = [sys.executable, "tools/benchmark.py", "lam", "inference", "--smoke", "--grids", "8", "--output", path]
+    command = [sys.executable, "tools/benchmark.py", "lam", "inference", "--smoke", "--output", path]
     done = subprocess.run(
         command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
     )
@@ -179,7 +209,6 @@ def test_command_prints_a_table_and_writes_json(root, tmp_path):
     [
         (["lam", "--amp"], "--device cuda"),
         (["data", "--smoke", "--train-config", "no.yaml"], "no.yaml: no such"),
-        (["lam", "--grid", "900", "900"], "more than is free; lower --grid or --batch"),
         (["data", "--smoke", "--output", "/proc/none/figures.json"], "/proc/none"),
     ],
 )
