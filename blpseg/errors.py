@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-__all__ = ["BLPSegError", "add_debug_flag", "debug_enabled", "run_command"]
+__all__ = ["BLPSegError", "add_debug_flag", "count", "debug_enabled", "describe", "run_command"]
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -32,6 +32,17 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     parser.add_argument("--debug", action=_Debug, nargs=0, default=False, help="show tracebacks of errors")
     return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, as ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def run_command(main: Callable[..., int | None], *args) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.errors import add_debug_flag, count, run_command
 
 PARTS = {
     "lam": "local aggregation: exact and windowed against the dense tables, errors, scaling",
@@ -18,13 +18,6 @@ PARTS = {
     "optimizer": "a step of AdamW as we build it against torch's default form",
     "all": "all of these",
 }
-
-
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -18,15 +18,6 @@ example:
 """
 
 
-def without_nan(content):
-    """JSON has no NaN; what has no value is null there."""
-    if isinstance(content, dict):
-        return {key: without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_nan(value) for value in content]
-    return None if content != content else content
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,7 +38,7 @@ def main() -> None:
 
     from blpseg import get_cfg
     from blpseg.data.datasets import load_records, register_folder
-    from blpseg.data.io import check_writable, write_bytes_atomic
+    from blpseg.data.io import check_writable, without_nan, write_bytes_atomic
     from blpseg.errors import BLPSegError
     from blpseg.evaluation.predictor import load_model
     from blpseg.study.diagnosis import run

@@ -4,7 +4,7 @@
 import argparse
 import os
 
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.errors import add_debug_flag, count, run_command
 
 EXAMPLES = """
 examples:
@@ -27,9 +27,9 @@ def main() -> int:
     )
     parser.add_argument("study", metavar="STUDY.yaml", help="the grid")
     parser.add_argument("--output", metavar="DIR", help="default: output/studies/NAME of the study file")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument(
-        "--threads", type=_count, metavar="N", help="CPU threads of a run (default: cores / jobs; scores depend on it)"
+        "--threads", type=count, metavar="N", help="CPU threads of a run (default: cores / jobs; scores depend on it)"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and check their configs")
     parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
@@ -53,13 +53,6 @@ def main() -> int:
             return status
     print(summarize(study, output))
     return status
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -57,11 +57,8 @@ class Row:
         """Pass, fall short, or "" where there is no target or no figure."""
         if self.target is None or self.ours is None:
             return ""
-        if self.baseline is not None:
-            if self.ratio is None:
-                return "pass"
-            return "pass" if self.ratio >= self.target else "fall short"
-        return "pass" if self.ours <= self.target else "fall short"
+        passes = self.ours <= self.target if self.baseline is None else self.baseline >= self.target * self.ours
+        return "pass" if passes else "fall short"
 
     def as_dict(self) -> dict:
         return {**asdict(self), "ratio": self.ratio, "verdict": self.verdict}
@@ -153,12 +150,16 @@ def _in_child(workload: str, side: str, options: dict) -> float:
     with ProcessPoolExecutor(1, mp_context=context) as child:
         try:
             return child.submit(_measure, workload, side, options, torch.get_num_threads()).result() / 2**20
-        except (BrokenProcessPool, MemoryError, RuntimeError) as error:
-            if not isinstance(error, (BrokenProcessPool, MemoryError, torch.OutOfMemoryError)):
-                # A CPU's allocator raises no error of its own kind.
-                if "allocate memory" not in str(error):
-                    raise
-            raise BLPSegError(f"benchmark {workload}, {side}: out of memory ({describe(error)})") from error
+        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError) as error:
+            raise _out_of_memory(workload, side, error) from error
+        except RuntimeError as error:  # what a CPU's allocator raises has no kind of its own
+            if "allocate memory" not in str(error):
+                raise
+            raise _out_of_memory(workload, side, error) from error
+
+
+def _out_of_memory(workload: str, side: str, error: BaseException) -> BLPSegError:
+    return BLPSegError(f"benchmark {workload}, {side}: out of memory ({describe(error)})")
 
 
 def _measure(workload: str, side: str, options: dict, threads: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import uuid
 
@@ -14,7 +15,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import BLPSegError, describe
 
-__all__ = ["IMAGE_EXTENSIONS", "image_size", "read_image", "read_label", "write_bytes_atomic", "write_png_atomic"]
+__all__ = [
+    "IMAGE_EXTENSIONS", "check_writable", "image_size", "read_image", "read_label", "without_nan", "write_bytes_atomic",
+    "write_png_atomic",
+]  # fmt: skip
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -193,6 +197,19 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def without_nan(content):
+    """``content`` with None for every float that is NaN or infinite, which JSON has no words for.
+
+    Args:
+        content: nested dicts and lists, as :func:`json.dumps` takes them.
+    """
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def check_writable(path: str) -> None:

@@ -20,6 +20,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.file_io import PathManager
 from torch.utils.tensorboard import SummaryWriter
 
+from ..data.io import without_nan
 from ..errors import BLPSegError
 from .checkpoint import Checkpointer, write_atomic
 
@@ -113,7 +114,7 @@ class CheckpointAndEvaluate(HookBase):
                 trainer.storage.put_scalar(f"eval/{name}", value, smoothing_hint=False, cur_iter=iteration)
         first = results if "sem_seg" in results else results.get(trainer.cfg.DATASETS.TEST[0], {})
         score = first.get("sem_seg", {}).get("mIoU", math.nan)
-        entry = {"iteration": iteration, "mIoU": score if math.isfinite(score) else None, "results": _jsonable(results)}
+        entry = without_nan({"iteration": iteration, "mIoU": score, "results": results})
         others = [e for e in self._history if e["iteration"] != iteration]
         best = max((e["mIoU"] for e in others if e["mIoU"] is not None), default=-math.inf)
         if math.isfinite(score) and score > best:
@@ -133,14 +134,6 @@ class CheckpointAndEvaluate(HookBase):
                 return [e for e in json.load(file) if e["iteration"] < self.trainer.start_iter]
             except (ValueError, KeyError, TypeError):
                 raise BLPSegError(f"{self._path}: not the list of evaluations this run wrote; move it away") from None
-
-
-def _jsonable(value):
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 class Writers(HookBase):

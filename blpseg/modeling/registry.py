@@ -13,7 +13,7 @@ def look_up(registry: Registry, name: str, key: str):
     """What ``registry`` has as ``name``, the value of the config's ``key``.
 
     Raises:
-        BLPSegError: nothing; those there are are named.
+        BLPSegError: nothing is registered by that name; the message lists what is.
     """
     if name not in registry:
         known = ", ".join(sorted(known for known, _ in registry))

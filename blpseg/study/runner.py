@@ -59,8 +59,7 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1) -> 
             raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
         path = os.path.join(output, ROWS)
         found = {row_key(row, path): row for row in read_rows(path)}
-        # A column without any value is a mistake in the study file, perhaps mended since.
-        blank = {column for column in study.columns if not any(row.get(column) for row in found.values())}
+        blank = _blank_columns(study, found)  # a mistake in the study file, perhaps mended since
         rows = {run.key: found[run.key] for run in study.runs if not blank and _is_done(study, run, found.get(run.key))}
         # What is to be run again loses its digest: the CSV file's columns do not tell what has been measured.
         keys = {run.key for run in study.runs}
@@ -96,6 +95,11 @@ def row_key(row: dict[str, str], path: str) -> tuple[str, str, int]:
         return row["data"], row["method"], int(row["seed"])
     except (KeyError, TypeError, ValueError) as error:
         raise BLPSegError(f"{path}: not a study's CSV file, with data, method and seed in each row") from error
+
+
+def _blank_columns(study: Study, rows: dict) -> list[str]:
+    """Columns in which no row has a value."""
+    return [column for column in study.columns if not any(row.get(column) for row in rows.values())]
 
 
 def _is_done(study: Study, run: Run, row: dict | None) -> bool:
@@ -154,15 +158,10 @@ class _Pool:
             return 128 + self.signum
         for run, why in self.failed:
             print(f"failed: {' | '.join(map(str, run.key))}: {why}; see {self._log(run)}", file=sys.stderr)
-        blank = [
-            f"{column} ({metric})"
-            for column, metric in self.study.columns.items()
-            if self.rows and not any(row.get(column) for row in self.rows.values())
-        ]
+        blank = _blank_columns(self.study, self.rows) if self.rows else []
         if blank:
-            print(
-                f"error: no run has a value of {', '.join(blank)}: correct the study file, start again", file=sys.stderr
-            )
+            names = ", ".join(f"{column} ({self.study.columns[column]})" for column in blank)
+            print(f"error: no run has a value of {names}: correct the study file, start again", file=sys.stderr)
         return int(bool(self.failed or blank))
 
     def _stop(self, signum, frame) -> None:

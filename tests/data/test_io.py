@@ -9,7 +9,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from blpseg.data import io as blpseg_io
-from blpseg.data.io import image_size, read_image, read_label, write_bytes_atomic, write_png_atomic
+from blpseg.data.io import (
+    image_size,
+    read_image,
+    read_label,
+    without_nan,
+    write_bytes_atomic,
+    write_png_atomic,
+)
 from blpseg.errors import BLPSegError
 
 rng = np.random.default_rng(0)
@@ -195,3 +202,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_bytes_atomic(str(path), b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_what_has_no_value_is_null_in_json():
+    nan, inf = float("nan"), float("inf")
+    assert without_nan({"a": [nan, 1.5, "x", True, 3], "b": {"c": nan, "d": [-inf, None]}, "e": inf}) == {
+        "a": [None, 1.5, "x", True, 3],
+        "b": {"c": None, "d": [None, None]},
+        "e": None,
+    }

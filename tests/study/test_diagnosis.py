@@ -136,14 +136,6 @@ def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
     assert f"{found['aggregation']['mIoU of the logits after']:.3f}" in printed
 
 
-def test_what_has_no_value_is_null_in_json(root):
-    without_nan = runpy.run_path(str(root / "tools/diagnose.py"))["without_nan"]
-    assert without_nan({"a": [float("nan"), 1.5, "x"], "b": {"c": float("nan")}}) == {
-        "a": [None, 1.5, "x"],
-        "b": {"c": None},
-    }
-
-
 def test_mistakes_are_one_line(diagnose, capsys):
     for options, message in (
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set with --dataset"),
