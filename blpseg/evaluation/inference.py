@@ -148,11 +148,13 @@ class Inference(nn.Module):
         if scaled_size != images.shape[-2:]:
             scaled = F.interpolate(scaled, size=scaled_size, mode="bicubic", align_corners=False)
         views = [*scaled, *scaled.flip(-1)] if self.flip else [*scaled]
-        logits = torch.stack([output["sem_seg"] for output in self.model([{"image": view} for view in views])])
+        maps = [output["sem_seg"] for output in self.model([{"image": view} for view in views])]
         if self.flip:
             # Resizing is linear and symmetric: averaging the pair first saves half of it.
-            straight, mirrored = logits.chunk(2)
-            logits = straight.add(mirrored.flip(-1)).div_(2)
+            pairs = zip(maps[: len(scaled)], maps[len(scaled) :], strict=True)
+            maps = [mirrored.flip(-1).add_(straight).div_(2) for straight, mirrored in pairs]
+        logits = torch.stack(maps)
+        del maps
         if logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
