@@ -164,7 +164,7 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.CRF.BILATERAL_SXY = 32
     cfg.TEST.CRF.BILATERAL_SRGB = 13
     cfg.TEST.CRF.BILATERAL_COMPAT = 10
-    cfg.TEST.CRF.NUM_WORKERS = 0  # processes that share the images of an evaluation; 0 = one a CPU core
+    cfg.TEST.CRF.NUM_WORKERS = 0  # processes that share the images of a rank; 0 = one a CPU core, shared by the ranks
 
     cfg.TEST.WRITE_PREDICTIONS = False  # class maps as indexed PNG, in the folders of PASCAL's evaluation server
     cfg.TEST.BOUNDARY_IOU = False  # Detectron2's BoundaryIoU beside IoU; several times slower

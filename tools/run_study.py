@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
     args = add_debug_flag(parser).parse_args()
 
+    from blpseg.data.scribbles.batch import default_workers
     from blpseg.study import load_study, run_study, summarize
 
     name = os.path.splitext(os.path.basename(args.study))[0]
@@ -47,7 +48,7 @@ def main() -> int:
         return 0
     status = 0
     if not args.summary_only:
-        threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+        threads = args.threads or max(1, default_workers() // args.jobs)
         status = run_study(study, output, jobs=args.jobs, threads=threads)
         if status > 1:
             return status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 
@@ -13,8 +12,10 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 from scipy.special import softmax
 
+from ..data.scribbles.batch import default_workers
 from ..errors import BLPSegError
 
 __all__ = ["CRFEvaluator", "DenseCRF"]
@@ -113,13 +114,14 @@ class CRFEvaluator(DatasetEvaluator):
         Args:
             evaluator: gets (H, W) class maps, in the order of the images.
             crf: what is applied.
-            workers: processes; 0 for one a CPU core that this process may use.
+            workers: processes; 0 for one a CPU core that this process may use, the cores shared out among the
+                run's processes on this machine.
             image_format: "RGB" or "BGR", the channels of the inputs' ``image``.
         """
         self._evaluator = evaluator
         self._crf = crf
         self._swap = image_format == "BGR"
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or max(1, default_workers() // comm.get_local_size())
         self._pool = None
         self._pending = collections.deque()
 

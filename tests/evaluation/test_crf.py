@@ -1,10 +1,12 @@
 """Dense CRF against mean field with full kernel matrices, and its place in an evaluation."""
 
+import multiprocessing
 import sys
 
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
 from blpseg.errors import BLPSegError
@@ -14,7 +16,7 @@ from .toys import ColorModel, load_inputs, make_image, make_mask
 
 crf = pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
 
-from blpseg.evaluation.crf import DenseCRF  # noqa: E402
+from blpseg.evaluation.crf import CRFEvaluator, DenseCRF  # noqa: E402
 
 
 def mean_field(logits, image):
@@ -85,6 +87,17 @@ def test_evaluation_is_that_of_the_refined_maps(dataset, toy_cfg, image_format):
         name = f"{toy_cfg.OUTPUT_DIR}/inference/toy_val/results/toy/Segmentation/comp6_val_cls/{record['image_id']}.png"
         expected = DenseCRF.from_config(toy_cfg)(output["sem_seg"].numpy(), np.array(Image.open(record["file_name"])))
         assert (np.array(Image.open(name)) == expected).all()
+
+
+@pytest.mark.parametrize("ranks,workers,processes", [(1, 0, 8), (3, 0, 2), (16, 0, 1), (3, 5, 5)])
+def test_ranks_of_a_machine_share_its_cores(monkeypatch, ranks, workers, processes):
+    monkeypatch.setattr("blpseg.evaluation.crf.default_workers", lambda: 8)
+    monkeypatch.setattr("detectron2.utils.comm.get_local_size", lambda: ranks)
+    before = len(multiprocessing.active_children())
+    evaluator = CRFEvaluator(DatasetEvaluator(), DenseCRF(), workers)
+    evaluator.reset()
+    assert len(multiprocessing.active_children()) - before == processes
+    evaluator.evaluate()
 
 
 def test_missing_package_is_one_clear_line(dataset, toy_cfg, monkeypatch):
