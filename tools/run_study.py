@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
     args = add_debug_flag(parser).parse_args()
 
-    from blpseg.data.scribbles.batch import default_workers
+    from blpseg.data.parallel import default_workers
     from blpseg.study import load_study, run_study, summarize
 
     name = os.path.splitext(os.path.basename(args.study))[0]

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from scipy.special import softmax
 
-from ..data.scribbles.batch import default_workers
+from ..data.parallel import default_workers
 from ..errors import BLPSegError
 
 __all__ = ["CRFEvaluator", "DenseCRF"]
