@@ -38,6 +38,12 @@ def main() -> None:
         help="share of objects in the hue of their kind: the more, the easier to tell apart (default: 0.7)",
     )
     parser.add_argument(
+        "--colour-overlap",
+        type=float,
+        default=1.0,
+        help="1: kinds and ground share colours, 0: hue and saturation tell most of them apart (default: 1)",
+    )
+    parser.add_argument(
         "--preference",
         type=float,
         default=0.5,
@@ -59,6 +65,7 @@ def main() -> None:
         val=arguments.val,
         seed=arguments.seed,
         own_hue=arguments.own_hue,
+        colour_overlap=arguments.colour_overlap,
         preference=arguments.preference,
         length=arguments.length,
         scribble_width=arguments.width,

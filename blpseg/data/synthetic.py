@@ -29,13 +29,16 @@ _GENERATOR = "blpseg make_synthetic 1"  # count up when the same settings give o
 _SPLITS = ("train", "val")
 
 _OWN_TEXTURE = 0.85  # share of objects with the texture of their kind
-_HUE_SPREAD = 0.07  # of a circle
-# (least, largest) saturation, and difference in value between a texture's shades; the ranges overlap.
-_GROUND, _OBJECT = ((0.05, 0.55), (0.08, 0.22)), ((0.3, 0.9), (0.18, 0.4))
+# Differences in value between a texture's shades; the ranges overlap.
+_GROUND_CONTRAST, _OBJECT_CONTRAST = (0.08, 0.22), (0.18, 0.4)
+# Where colours (do not overlap, overlap): deviation of a kind's hue on a circle of 1, saturation of ground and objects.
+_HUE_SPREAD = 0.02, 0.07
+_MOST_GROUND_SATURATION = 0.25, 0.55
+_LEAST_OBJECT_SATURATION = 0.5, 0.3
 
 
 def draw_scene(
-    rng: np.random.Generator, height: int, width: int, own_hue: float = 0.7
+    rng: np.random.Generator, height: int, width: int, own_hue: float = 0.7, colour_overlap: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene.
 
@@ -43,28 +46,35 @@ def draw_scene(
         rng: the scene depends on it and the other arguments alone.
         height, width: in pixels, at least 32.
         own_hue: share of objects in the hue of their kind, 0..1; the others have any.
+        colour_overlap: 0..1. At 1 neighbouring kinds share hues, and ground and objects saturations; at 0 the kinds'
+            own hues lie apart and all ground is paler than any object. The masks do not depend on it.
 
     Returns:
         image (H, W, 3) uint8 RGB and mask (H, W) uint8, classes as in ``blpseg.data.datasets.synthetic``.
     """
+    hue_spread, most, least = (
+        (1 - colour_overlap) * apart + colour_overlap * overlapping
+        for apart, overlapping in (_HUE_SPREAD, _MOST_GROUND_SATURATION, _LEAST_OBJECT_SATURATION)
+    )
+    ground_look, object_look = ((0.05, most), _GROUND_CONTRAST), ((least, 0.9), _OBJECT_CONTRAST)
     mask = np.zeros((height, width), np.uint8)
     ground = rng.choice(list(_TEXTURES), size=2, replace=False)
-    image = _paint(rng, height, width, ground[0], rng.random(), *_GROUND)
+    image = _paint(rng, height, width, ground[0], rng.random(), *ground_look)
     if rng.random() < 0.5:  # a second ground, behind a wavy horizon
         horizon = height * rng.uniform(0.25, 0.75) + height * 0.06 * np.sin(
             np.arange(width) * rng.uniform(2, 9) / width + rng.uniform(0, 6)
         )
         below = np.arange(height)[:, None] > horizon
-        image = np.where(below[..., None], _paint(rng, height, width, ground[1], rng.random(), *_GROUND), image)
+        image = np.where(below[..., None], _paint(rng, height, width, ground[1], rng.random(), *ground_look), image)
 
     textures = list(_TEXTURES)
     for _ in range(rng.integers(2, 6)):
         kind = int(rng.integers(1, len(CLASSES)))
         shape = _place(rng, _SHAPES[CLASSES[kind]](rng), height, width)
         own = (kind - 1) / (len(CLASSES) - 1)
-        hue = rng.normal(own, _HUE_SPREAD) if rng.random() < own_hue else rng.random()
+        hue = rng.normal(own, hue_spread) if rng.random() < own_hue else rng.random()
         texture = textures[kind - 1] if rng.random() < _OWN_TEXTURE else rng.choice(textures)
-        paint = _paint(rng, height, width, texture, hue, *_OBJECT)
+        paint = _paint(rng, height, width, texture, hue, *object_look)
         soft = cv2.GaussianBlur(shape.astype(np.float32), (3, 3), 0.6)[..., None]
         image = image + soft * (paint - image)
         mask[shape > 0] = kind
@@ -226,6 +236,7 @@ def make_synthetic(
     val: int = 100,
     seed: int = 0,
     own_hue: float = 0.7,
+    colour_overlap: float = 1.0,
     preference: float = 0.5,
     length: float = 1.0,
     scribble_width: int = 3,
@@ -241,7 +252,8 @@ def make_synthetic(
         size: (height, width) of the images.
         train, val: counts of images.
         seed: same seed and settings, same files.
-        own_hue: of :func:`draw_scene`; the larger, the easier the classes are to tell apart.
+        own_hue, colour_overlap: of :func:`draw_scene`; the larger the first and the smaller the second, the easier the
+            classes are to tell apart.
         preference, length, scribble_width: of :func:`blpseg.data.scribbles.simulate_scribble`.
         shuffle_scribbles: every training image gets another's scribble: a control that nothing can be learned from.
         jobs: processes.
@@ -257,9 +269,11 @@ def make_synthetic(
         raise BLPSegError(
             f"sizes start at 32 pixels, counts at 1 (2 to shuffle); got {height} x {width}, {train} train, {val} val"
         )
-    shares = (own_hue, preference, length)
+    shares = (own_hue, colour_overlap, preference, length)
     if not (all(0 <= share <= 1 for share in shares) and scribble_width >= 1 and seed >= 0 and jobs >= 1):
-        raise BLPSegError("own hue, preference and length lie in 0..1, width and jobs start at 1, the seed at 0")
+        raise BLPSegError(
+            "own hue, colour overlap, preference and length lie in 0..1, width and jobs start at 1, the seed at 0"
+        )
     settings = {
         "generator": _GENERATOR,
         "size": [int(height), int(width)],
@@ -267,6 +281,7 @@ def make_synthetic(
         "val": val,
         "seed": seed,
         "own_hue": own_hue,
+        "colour_overlap": colour_overlap,
         "preference": preference,
         "length": length,
         "scribble_width": scribble_width,
@@ -301,7 +316,7 @@ def _write_scene(task: tuple) -> bool:
     _, settings, split, index, _ = task
     paths = _paths(task)
     rng = np.random.default_rng((settings["seed"], _SPLITS.index(split), index))
-    image, mask = draw_scene(rng, *settings["size"], settings["own_hue"])
+    image, mask = draw_scene(rng, *settings["size"], settings["own_hue"], settings["colour_overlap"])
     write_png_atomic(paths["images"], image)
     write_png_atomic(paths["masks"], mask)
     if "scribbles" in paths:

@@ -55,7 +55,7 @@ def test_foreign_folders_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"size": (16, 64)}, {"train": 0}, {"preference": 2}, {"own_hue": -1}, {"train": 1, "shuffle_scribbles": True}],
+    [{"size": (16, 64)}, {"train": 0}, {"preference": 2}, {"own_hue": -1}, {"colour_overlap": 1.5}, {"train": 1, "shuffle_scribbles": True}],
 )
 def test_settings_are_checked(tmp_path, bad):
     with pytest.raises(BLPSegError):
@@ -72,8 +72,8 @@ def test_shuffled_scribbles_all_belong_to_other_images(tmp_path):
     assert all(plain[name] == shuffled[name] for name in plain if name not in names)
 
 
-def scenes(start, count, own_hue=0.7):
-    return [draw_scene(np.random.default_rng((7, i)), 96, 96, own_hue) for i in range(start, start + count)]
+def scenes(start, count, *look):
+    return [draw_scene(np.random.default_rng((7, i)), 96, 96, *look) for i in range(start, start + count)]
 
 
 def test_scribbles_agree_with_their_masks(tmp_path):
@@ -103,20 +103,20 @@ def test_shapes_have_bodies_limbs_and_holes():
     assert holes > 20
 
 
-def guess_from_colour(own_hue):
+def guess_from_colour(*look):
     """mIoU of the best guess from a pixel's colour alone, learned from dense masks."""
 
     def keys(image):
         return (image.astype(int) >> 4) @ (256, 16, 1)
 
     counts = np.zeros((4096, len(CLASSES)))
-    for image, mask in scenes(0, 100, own_hue):
+    for image, mask in scenes(0, 100, *look):
         np.add.at(counts, (keys(image), mask), 1)
     best = 0.0
     for weights in (1.0, 1 / counts.sum(0)):
         guess = (counts * weights).argmax(1)
         confusion = np.zeros((len(CLASSES), len(CLASSES)))
-        for image, mask in scenes(1000, 30, own_hue):
+        for image, mask in scenes(1000, 30, *look):
             np.add.at(confusion, (mask, guess[keys(image)]), 1)
         hits = np.diag(confusion)
         best = max(best, (hits / (confusion.sum(0) + confusion.sum(1) - hits)).mean())
@@ -127,3 +127,9 @@ def test_colour_alone_does_not_tell_the_class_and_tells_more_with_own_hues():
     scores = [guess_from_colour(own_hue) for own_hue in (0, 0.7, 1)]
     assert scores[0] < scores[1] - 0.03 < scores[2] - 0.06
     assert scores[1] < 0.3
+
+
+def test_without_overlap_colour_tells_most_and_the_masks_stay():
+    assert guess_from_colour(1, 0) > guess_from_colour(1, 1) + 0.2
+    for (_, mask), (_, apart) in zip(scenes(0, 10, 0.7, 1), scenes(0, 10, 0.7, 0), strict=True):
+        assert (mask == apart).all()
