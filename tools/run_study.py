@@ -10,6 +10,7 @@ EXAMPLES = """
 examples:
   tools/run_study.py docs/studies/acdc.yaml --jobs 2
       into output/studies/acdc; stopped and started again, it goes on
+  tools/run_study.py docs/studies/acdc.yaml --jobs 4 --opts MODEL.DEVICE cuda
   tools/run_study.py docs/studies/acdc.yaml --dry-run
   tools/run_study.py docs/studies/acdc.yaml --summary-only --output docs/studies/acdc
       table.md and the figures from runs.csv and curves.csv alone
@@ -33,6 +34,10 @@ def main() -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and check their configs")
     parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="config keys of all runs, above the options of the study file; give the same when it goes on",
+    )  # fmt: skip
     args = add_debug_flag(parser).parse_args()
 
     from blpseg.data.parallel import default_workers
@@ -40,7 +45,7 @@ def main() -> int:
 
     name = os.path.splitext(os.path.basename(args.study))[0]
     output = args.output or os.path.join("output", "studies", name)
-    study = load_study(args.study, output)
+    study = load_study(args.study, output, args.opts)
     if args.dry_run:
         for run in study.runs:
             print(" | ".join(map(str, run.key)))

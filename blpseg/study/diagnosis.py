@@ -41,7 +41,7 @@ class Diagnosis:
         # Of each class: pixels in the mask, annotated, pseudo-labelled as it; its own with a pseudo label, a right one.
         self.classes = np.zeros((5, classes), np.int64)
         self.confusion = np.zeros((2, classes, classes), np.int64)  # without and with aggregation; [prediction, label]
-        self.aggregation: list[tuple[float, ...]] = []
+        self.aggregation: list[np.ndarray] = []  # (5, positions) of each image
 
     @torch.no_grad()
     def add(self, image: np.ndarray, scribble: np.ndarray, mask: np.ndarray) -> None:
@@ -113,18 +113,14 @@ class Diagnosis:
         same = (label[chosen, None] == label).double()
         place = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
         distance = torch.cdist(place[chosen], place)
-        self.aggregation.append(
-            tuple(
-                float(value.mean())
-                for value in (
-                    weight.gather(1, chosen[:, None]),
-                    1 / weight.square().sum(dim=1),
-                    (weight * distance).sum(dim=1),
-                    (weight * same).sum(dim=1),
-                    (near * same).sum(dim=1),
-                )
-            )
+        found = (
+            weight.gather(1, chosen[:, None])[:, 0],
+            1 / weight.square().sum(dim=1),
+            (weight * distance).sum(dim=1),
+            (weight * same).sum(dim=1),
+            (near * same).sum(dim=1),
         )
+        self.aggregation.append(torch.stack([value.double() for value in found]).numpy())
 
     def by_distance(self) -> list[dict[str, float]]:
         """A row for each bin of the distance to the mask's boundary, and one of all: shares in percent.
@@ -178,16 +174,31 @@ class Diagnosis:
         return rows
 
     def of_aggregation(self) -> dict[str, float]:
-        """Means over the positions looked at, and mIoU of these images without and with aggregation; {} without LAM."""
+        """Means over the positions looked at, how they differ, and mIoU of these images without and with aggregation.
+
+        A mean can hide that some positions listen to themselves alone and others to many: hence the shares (percent)
+        of either, and quartiles. {} without LAM.
+        """
         if not self.aggregation:
             return {}
         names = (
             "weight on the position itself", "effective number of positions", "mean distance, cells",
             "weight on the same class", "the same for the distance term alone",
         )  # fmt: skip
-        means = dict(zip(names, np.mean(self.aggregation, axis=0).tolist(), strict=True))
+        values = np.concatenate(self.aggregation, axis=1)
+        means = dict(zip(names, values.mean(axis=1).tolist(), strict=True))
+        own, number = values[:2]
+        lower, median, upper = np.quantile(number, (0.25, 0.5, 0.75)).tolist()
         without, with_it = (mean_iou(table) for table in self.confusion)
-        return means | {"mIoU of the logits before": without, "mIoU of the logits after": with_it}
+        return means | {
+            "positions with over 0.9 on themselves, %": 100 * float((own > 0.9).mean()),
+            "positions with under 0.1 on themselves, %": 100 * float((own < 0.1).mean()),
+            "effective number, lower quartile": lower,
+            "effective number, median": median,
+            "effective number, upper quartile": upper,
+            "mIoU of the logits before": without,
+            "mIoU of the logits after": with_it,
+        }
 
 
 def run(model: BLPSeg, records: Sequence[dict], ignore_label: int, image_format: str, scale: float) -> Diagnosis:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import yaml
@@ -14,11 +16,18 @@ from detectron2.config import CfgNode
 from ..config import flatten, get_cfg
 from ..errors import BLPSegError, describe
 
-__all__ = ["Run", "Study", "Sweep", "load_study"]
+__all__ = ["RUN_COLUMNS", "Run", "Study", "Sweep", "load_study"]
 
-_STUDY_KEYS = ("config", "options", "seeds", "metrics", "also", "reference", "upper_bound", "data", "methods", "sweeps")
+_STUDY_KEYS = (
+    "config", "options", "seeds", "metrics", "also", "reference", "upper_bound", "compare", "data", "methods", "sweeps",
+)  # fmt: skip
 _DATA_KEYS = ("config", "options", "prepare", "root", "methods", "upper_bound_of")
 _SWEEP_KEYS = ("of", "key", "values", "data", "seeds")
+# What a row says of its run beside the scores; ``metrics`` tells what these are of.
+RUN_COLUMNS = (
+    "data", "method", "seed", "iterations", "iteration", "seconds", "config", "options", "root", "prepare", "metrics",
+    "digest", "finished", "git_revision", "torch", "device", "threads",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,8 @@ class Data:
 
     Attributes:
         config, options: of its runs, the words in braces not filled in.
-        prepare: the commands that make it; ``recipe``: the same with the words in braces.
+        prepare: the commands that make it; ``recipe``: the same, or the root if there are none, with the words in
+            braces.
         root: its DETECTRON2_DATASETS; "" leaves the environment as it is.
         methods: those that run on it.
         upper_bound_of: data set whose scores of the upper bound count here too, as when only scribbles differ.
@@ -63,7 +73,8 @@ class Run:
         options: alternating keys and values, all strings.
         root: DETECTRON2_DATASETS of the run; "" leaves the environment as it is.
         digest: of what decides the result: the config keys that differ from the defaults, the seed and the commands
-            that make the data; not of the code, nor of what lies in the data's folders.
+            that make the data, or its root where there are none; not of the code, nor of what lies in the data's
+            folders.
     """
 
     data: str
@@ -97,6 +108,7 @@ class Study:
             mean of a scalar in metrics.json over the last tenth of its lines. The first is the one that curves show.
         also: further columns, which are only averaged.
         reference: method that the others are paired with; upper_bound: method that shares are taken of, or "".
+        compare: further pairs (method, other), whose differences stand in a table of their own.
         data, methods, seeds: the grid, in order; ``runs`` lists it, seeds outermost, so that a study cut short has
             whole comparisons.
     """
@@ -108,6 +120,7 @@ class Study:
     seeds: tuple[int, ...]
     data: dict[str, Data]
     methods: dict[str, dict]
+    compare: tuple[tuple[str, str], ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     runs: tuple[Run, ...] = field(default=(), repr=False)
 
@@ -122,13 +135,15 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "_", name).strip("_")
 
 
-def load_study(path: str, output: str) -> Study:
+def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
     """Read a study file; docs/RESULTS.md describes its keys.
 
     Args:
         path: of the YAML file.
         output: the study's folder; ``{output}`` in options, roots and commands stands for it, ``{data}`` for
             $DETECTRON2_DATASETS.
+        opts: alternating config keys and values for all runs, above the options of the study and of its data; what a
+            method or a sweep sets stays.
 
     Raises:
         BLPSegError: it cannot be read, a key is unknown or missing, or a config of the grid is wrong.
@@ -153,6 +168,9 @@ def load_study(path: str, output: str) -> Study:
     words = {"output": output, "data": os.environ.get("DETECTRON2_DATASETS", "datasets")}
     methods = {str(name): _options(entry, f"{path}: methods: {name}") for name, entry in content["methods"].items()}
     common = _options(content.get("options"), f"{path}: options")
+    if len(opts) % 2:
+        raise BLPSegError(f"--opts takes config keys and values in turn; {opts[-1]} has no value")
+    above = dict(zip(opts[::2], opts[1::2], strict=True))
     data = {}
     for name, entry in content["data"].items():
         where = f"{path}: data: {name}"
@@ -161,16 +179,18 @@ def load_study(path: str, output: str) -> Study:
         config = entry.get("config", content.get("config"))
         if not config:
             raise BLPSegError(f"{where}: no config; give one here or for the whole study")
+        if not isinstance(config, str):
+            raise BLPSegError(f"{where}: config must be the path of a file, not {config!r}")
         prepare = entry.get("prepare", [])
         if not isinstance(prepare, list) or not all(isinstance(command, list) and command for command in prepare):
             raise BLPSegError(f"{where}: prepare must be a list of commands, each a list: [[script.py, --flag, value]]")
         data[str(name)] = Data(
             str(name),
             config,
-            {**common, **_options(entry.get("options"), where)},
+            {**common, **_options(entry.get("options"), where), **above},
             tuple(tuple(_fill(str(word), words) for word in command) for command in prepare),
             _fill(str(entry.get("root") or ""), words),
-            "\n".join(" ".join(map(str, command)) for command in prepare),
+            "\n".join(" ".join(map(str, command)) for command in prepare) or str(entry.get("root") or ""),
             tuple(_known(entry.get("methods", list(methods)), methods, f"{where}: methods")),
             _known([entry.get("upper_bound_of", name)], [str(n) for n in content["data"]], f"{where}: upper_bound_of")[
                 0
@@ -180,6 +200,14 @@ def load_study(path: str, output: str) -> Study:
     upper_bound = str(content.get("upper_bound") or "")
     _known([reference], methods, f"{path}: reference")
     _known([upper_bound] if upper_bound else [], methods, f"{path}: upper_bound")
+    compare = content.get("compare") or []
+    if not isinstance(compare, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in compare):
+        raise BLPSegError(f"{path}: compare must be a list of pairs of methods: [[BLP + LAM, LAM]]")
+    compare = tuple((first, second) for first, second in (_known(p, methods, f"{path}: compare") for p in compare))
+    metrics, also = ({str(k): str(v) for k, v in (content.get(part) or {}).items()} for part in ("metrics", "also"))
+    for column in [*metrics, *also]:
+        if column in RUN_COLUMNS or (column in metrics and column in also):
+            raise BLPSegError(f"{path}: the column {column} is there already; give it another name")
 
     grid = [(d, m, tuple(seeds)) for d in data for m in data[d].methods]
     sweeps = []
@@ -191,13 +219,14 @@ def load_study(path: str, output: str) -> Study:
         chosen = tuple(_known(entry.get("seeds", seeds), seeds, f"{where}: seeds"))
         grid += [(d, m, chosen) for d in sweep.data for m in variants]
     study = Study(
-        metrics={str(k): str(v) for k, v in content["metrics"].items()},
-        also={str(k): str(v) for k, v in (content.get("also") or {}).items()},
+        metrics=metrics,
+        also=also,
         reference=reference,
         upper_bound=upper_bound,
         seeds=tuple(seeds),
         data=data,
         methods=methods,
+        compare=compare,
         sweeps=tuple(sweeps),
     )
     return Study(**{**vars(study), "runs": tuple(_runs(study, grid, words))})
@@ -223,6 +252,9 @@ def _runs(study: Study, grid: list[tuple[str, str, tuple[int, ...]]], words: dic
                 continue
             digest = hashlib.sha256(f"{seed}\n{identity}".encode()).hexdigest()[:16]
             run = Run(entry.name, m, seed, entry.config, (*options, "SEED", str(seed)), entry.root, digest)
+            for part in (run.data, run.method):
+                if not slug(part).strip("."):
+                    raise BLPSegError(f"study: {part!r} gives no name of a folder; call it otherwise")
             other = folders.setdefault(run.folder, run.key)
             if other != run.key:
                 raise BLPSegError(f"study: {other} and {run.key} would share the folder {run.folder}; rename one")
@@ -235,7 +267,9 @@ def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Swe
     base = methods[of]
     chosen = tuple(_known(entry.get("data", list(data)), data, f"{where}: data"))
     values = entry["values"]
-    if not isinstance(values, list) or not all(isinstance(v, (int, float)) for v in values):
+    if not chosen:
+        raise BLPSegError(f"{where}: data is empty; name a data set, or leave it out for all of them")
+    if not isinstance(values, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
         raise BLPSegError(f"{where}: values must be a list of numbers")
     own = {_value(data[d], base, entry["key"], where) for d in chosen}
     if len(own) > 1:
@@ -250,7 +284,7 @@ def _sweep(name: str, entry, methods: dict, data: dict, where: str) -> tuple[Swe
             continue
         if isinstance(own, int) and int(value) != value:
             raise BLPSegError(f"{where}: {entry['key']} takes whole numbers, not {value}")
-        method = f"{of}, {name} {value:g}"
+        method = f"{of}, {name} {value:g}" if float(f"{value:g}") == value else f"{of}, {name} {value!r}"
         points.append((float(value), method))
         variants[method] = {**base, entry["key"]: type(own)(value)}
     return Sweep(name, entry["key"], chosen, tuple(points)), variants

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,7 +27,7 @@ from ..engine.checkpoint import provenance
 from ..errors import BLPSegError, describe, run_command
 from .plan import Run, Study
 
-__all__ = ["CURVES", "ROWS", "read_rows", "row_key", "run_study"]
+__all__ = ["CURVES", "ROWS", "measured", "read_rows", "row_key", "run_study"]
 
 ROWS, CURVES, LOG = "runs.csv", "curves.csv", "console.txt"
 _DONE = "done.json"  # in a run's folder: the digest of what was run there
@@ -97,14 +98,25 @@ def row_key(row: dict[str, str], path: str) -> tuple[str, str, int]:
         raise BLPSegError(f"{path}: not a study's CSV file, with data, method and seed in each row") from error
 
 
+def measured(study: Study, row: dict[str, str]) -> set[str]:
+    """The columns of the study in which a row has what the study file says they hold; blanks count."""
+    try:
+        found = json.loads(row.get("metrics") or "null")
+    except ValueError:  # edited by hand: as if nothing had been measured
+        return set()
+    if isinstance(found, dict):
+        return {column for column, metric in study.columns.items() if found.get(column) == metric}
+    return study.columns.keys() & row.keys()  # of a version that did not keep them
+
+
 def _blank_columns(study: Study, rows: dict) -> list[str]:
     """Columns in which no row has a value."""
     return [column for column in study.columns if not any(row.get(column) for row in rows.values())]
 
 
 def _is_done(study: Study, run: Run, row: dict | None) -> bool:
-    # A column that the study file has got since is measured by evaluating again; training is then found complete.
-    return row is not None and row.get("digest") == run.digest and study.columns.keys() <= row.keys()
+    # What the study file measures otherwise since then is had by evaluating again; training is then found complete.
+    return row is not None and row.get("digest") == run.digest and measured(study, row) == study.columns.keys()
 
 
 def _prepare(study: Study, names: set[str]) -> None:
@@ -136,6 +148,7 @@ class _Pool:
         self.running: dict = {}  # process -> (run, slot, start)
         self.failed: list[tuple[Run, str]] = []
         self.signum = 0
+        self.told: set[str] = set()  # columns whose first blank has been told
 
     def work(self, pending: list[Run]) -> int:
         pending, total, start = list(pending), len(pending), time.monotonic()
@@ -208,9 +221,10 @@ class _Pool:
         self.rows[run.key] = row
         self.others.pop(run.key, None)
         rows = self._in_order()
-        _write_csv(os.path.join(self.output, ROWS), rows)
         curves = [point for row in rows for point in self.curves.get(row_key(row, ROWS), ())]
+        # Rows last: a run whose row is there has its curve too, wherever this is cut off.
         _write_csv(os.path.join(self.output, CURVES), curves)
+        _write_csv(os.path.join(self.output, ROWS), rows)
         over = total - sum(r.key not in self.rows for r in self.study.runs)
         left = (time.monotonic() - start) / over * (total - over - len(self.failed))
         scores = ", ".join(f"{name} {row[name]}" for name in self.study.columns)
@@ -219,6 +233,10 @@ class _Pool:
             f"({time.monotonic() - began:.0f} s; about {timedelta(seconds=round(left))} left)",
             flush=True,
         )
+        # Another data set may have it; a typo should not wait for the end of the grid.
+        for column in [c for c in self.study.columns if not row[c] and c not in self.told]:
+            self.told.add(column)
+            print(f"no {column} ({self.study.columns[column]}) in {' | '.join(map(str, run.key))}", flush=True)
 
     def _fail(self, run: Run, why: str) -> None:
         self.failed.append((run, why))
@@ -345,13 +363,15 @@ def _row(study: Study, run: Run, folder: str) -> dict:
             values[metric] = sum(tail) / len(tail) if tail else None
     row: dict = {"data": run.data, "method": run.method, "seed": run.seed}
     for column, metric in study.columns.items():
-        value = values.get(metric)
-        row[column] = "" if value is None else f"{value:.4f}"
+        row[column] = _cell(values.get(metric))
     return row | {
         "iterations": max(line["iteration"] for line in lines) + 1,
         "seconds": round(_read_json(os.path.join(folder, _DONE))["seconds"], 1),
         "config": run.config,
         "options": shlex.join(run.options),
+        "root": run.root,
+        "prepare": "; ".join(shlex.join(command) for command in study.data[run.data].prepare),
+        "metrics": json.dumps(study.columns),
         "digest": run.digest,
     }
 
@@ -364,9 +384,14 @@ def _curve(study: Study, run: Run, folder: str) -> list[dict]:
         point = {"data": run.data, "method": run.method, "seed": run.seed, "iteration": entry["iteration"] + 1}
         for name, metric in study.columns.items():
             if metric in values:
-                point[name] = "" if values[metric] is None else f"{values[metric]:.4f}"
+                point[name] = _cell(values[metric])
         points.append(point)
     return points
+
+
+def _cell(value: float | None) -> str:
+    """Blank where there is nothing, or a mean over nothing."""
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def _write_csv(path: str, rows: list[dict]) -> None:

@@ -14,7 +14,7 @@ from ..data.io import write_bytes_atomic
 from ..errors import BLPSegError
 from ..evaluation.report import write_figure
 from .plan import Study
-from .runner import CURVES, ROWS, read_rows, row_key
+from .runner import CURVES, ROWS, measured, read_rows, row_key
 
 __all__ = ["mean_and_spread", "paired", "summarize"]
 
@@ -80,7 +80,7 @@ def _scores(study: Study, rows: list[dict[str, str]], path: str) -> Scores:
                 f"{path}: {' | '.join(map(str, key))} is of another config and left out; run the study again"
             )
             continue
-        for metric in study.columns:
+        for metric in measured(study, row):
             try:
                 if row.get(metric):
                     scores.setdefault((*key[:2], metric), {})[key[2]] = float(row[metric])
@@ -105,17 +105,28 @@ def _table(study: Study, scores: Scores, data: str) -> str:
         values = [scores.get((data, method, metric), {}) for metric in metrics]
         row = [method, len(values[0]), *(_spread(v.values()) for v in values)]
         for metric, v in zip(metrics, values, strict=True):
-            differences = paired(v, scores.get((data, study.reference, metric), {}))
-            higher = sum(d > 0 for d in differences)
-            same = method == study.reference or not differences
-            row.append("" if same else f"{_spread(differences, '+.1f')} ({higher}/{len(differences)} higher)")
+            others = {} if method == study.reference else scores.get((data, study.reference, metric), {})
+            row.append(_difference(paired(v, others)))
         if study.upper_bound:
             bound = scores.get((study.data[data].upper_bound_of, study.upper_bound, metrics[0]), {})
             both = [seed for seed in values[0] if bound.get(seed)]
             row.append(f"{100 * np.mean([values[0][s] / bound[s] for s in both]):.0f} %" if both else "")
         rows.append(row + [_spread(scores.get((data, method, column), {}).values(), ".2f") for column in study.also])
-    body = tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
-    return f"### {data}\n\n{body}"
+    parts = [f"### {data}", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)]
+    pairs = []
+    for pair in study.compare:
+        first, second = ([scores.get((data, method, metric), {}) for metric in metrics] for method in pair)
+        differences = [paired(a, b) for a, b in zip(first, second, strict=True)]
+        if any(differences):
+            pairs.append([" - ".join(f"({m})" if " + " in m else m for m in pair), *map(_difference, differences)])
+    if pairs:
+        parts.append(tabulate(pairs, headers=["difference", *metrics], tablefmt="github", disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def _difference(values: list[float]) -> str:
+    higher = sum(d > 0 for d in values)
+    return f"{_spread(values, '+.1f')} ({higher}/{len(values)} higher)" if values else ""
 
 
 def _spread(values: Iterable[float], spec: str = ".1f") -> str:

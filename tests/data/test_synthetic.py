@@ -55,7 +55,14 @@ def test_foreign_folders_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"size": (16, 64)}, {"train": 0}, {"preference": 2}, {"own_hue": -1}, {"colour_overlap": 1.5}, {"train": 1, "shuffle_scribbles": True}],
+    [
+        {"size": (16, 64)},
+        {"train": 0},
+        {"preference": 2},
+        {"own_hue": -1},
+        {"colour_overlap": 1.5},
+        {"train": 1, "shuffle_scribbles": True},
+    ],
 )
 def test_settings_are_checked(tmp_path, bad):
     with pytest.raises(BLPSegError):

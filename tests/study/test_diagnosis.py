@@ -95,6 +95,13 @@ def test_aggregation_of_a_model_whose_features_are_all_alike(diagnosis):
     assert found["effective number of positions"] == pytest.approx((1 / (weight**2).sum(axis=1)).mean(), rel=1e-5)
     assert found["mean distance, cells"] == pytest.approx((weight * np.sqrt(squared)).sum(axis=1).mean(), rel=1e-5)
     assert found["weight on the same class"] == pytest.approx(1, rel=1e-5)
+    own, number = weight.diagonal(), 1 / (weight**2).sum(axis=1)  # all 64 positions are looked at, fewer than 128
+    assert found["positions with over 0.9 on themselves, %"] == 0
+    assert found["positions with under 0.1 on themselves, %"] == pytest.approx(100 * (own < 0.1).mean())
+    for share, name in ((0.25, "lower quartile"), (0.5, "median"), (0.75, "upper quartile")):
+        ordered, at = np.sort(number), share * 63
+        low = ordered[int(at)] * (1 - at % 1) + ordered[min(63, int(at) + 1)] * (at % 1)
+        assert found[f"effective number, {name}"] == pytest.approx(low, rel=1e-5)
 
 
 def test_without_aggregation(tiny_cfg):

@@ -82,17 +82,29 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     first = rows_of(output)
     assert 1 <= len(first) < 4 and first[0]["method"] == "partial CE"
 
+    # Asked to end in the middle of another: it ends that one's process too, and says how to go on.
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    third = output / "runs/toy/partial_CE/seed1"
+    while not list(third.glob("model_*.pth")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[0]
+    assert process.returncode == 143 and "2 of 4 runs done; the same command goes on" in said
+    assert not (third / "final").exists()
+
     again = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     rows = rows_of(output)
     assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for s in "01" for m in ("partial CE", "BLP")]
     assert rows[0] == first[0], "a finished run was repeated"
-    assert "continuing after iteration" in (second / "console.txt").read_text()
+    assert all("continuing after iteration" in (run / "console.txt").read_text() for run in (second, third))
     assert all(r["git_revision"] and r["finished"] and float(r["seconds"]) > 0 for r in rows)
     assert all(0 <= float(r[m]) <= 100 for r in rows for m in ("mIoU", "rare")) and all(r["loss"] for r in rows)
     assert {r["iterations"] for r in rows} == {"6"}
     # A row has what is needed to run it by itself, and its numbers are the run's.
     assert "SOLVER.MAX_ITER 6" in rows[0]["options"] and "SEED 0" in rows[0]["options"]
+    assert rows[0]["root"] == str(data) and json.loads(rows[0]["metrics"])["mIoU"] == "sem_seg/mIoU"
     results = json.loads((output / "runs/toy/BLP/seed1/final/results.json").read_text())["synthetic_val"]
     assert float(rows[3]["mIoU"]) == pytest.approx(results["sem_seg"]["mIoU"], abs=1e-4)
     assert float(rows[3]["rare"]) == pytest.approx(results["report"]["rare_region_mIoU"], abs=1e-4)
@@ -141,10 +153,21 @@ def test_killed_and_resumed(tmp_path, root, write, capfd):
     (tmp_path / "away").rename(folder)
     assert run_study(load_study(write(study), str(output)), str(output)) == 0
     assert [bool(row["accuracy"]) for row in rows_of(output)] == [True, True, False, False]
+    # So is a column that has come to mean something else; its old scores are no scores of the new.
+    study["metrics"]["accuracy"], study["seeds"] = "sem_seg/mACC", [0]
+    before = rows_of(output)
+    assert "| accuracy" in summarize(load_study(write(study), str(output)), str(output))
+    assert f"{float(before[0]['accuracy']):.1f}" not in summarize(load_study(write(study), str(output)), str(output))
+    assert run_study(load_study(write(study), str(output)), str(output)) == 0
+    results = json.loads((output / "runs/toy/partial_CE/seed0/final/results.json").read_text())["synthetic_val"]
+    assert float(rows_of(output)[0]["accuracy"]) == pytest.approx(results["sem_seg"]["mACC"], abs=1e-4)
+    assert rows_of(output)[0]["accuracy"] != before[0]["accuracy"]
     # A column that stays without a value is told, and measured once the study file is corrected.
     study["seeds"], study["also"] = [0], {"new": "train/loss_sge"}
     assert run_study(load_study(write(study), str(output)), str(output)) == 1
-    assert "error: no run has a value of new (train/loss_sge)" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "error: no run has a value of new (train/loss_sge)" in said.err
+    assert "no new (train/loss_sge) in toy | partial CE | 0\n" in said.out
     study["also"] = {"new": "train/loss_seg"}
     assert run_study(load_study(write(study), str(output)), str(output)) == 0
     assert float(rows_of(output)[0]["new"]) > 0
@@ -164,6 +187,41 @@ def test_table_by_hand(tmp_path, root, write):
     assert cells["BLP"][3] == f"+6.0 ± {(74 / 2) ** 0.5:.1f} (2/3 higher)"
     share = 100 * (40 / 50 + 42 / 41 + 44 / 53) / 3
     assert cells["partial CE"][-1] == f"{share:.0f} %" and cells["BLP"][-1] == "100 %"
+
+
+def test_differences_by_hand(tmp_path, root, write):
+    methods = {**definition()["methods"], "LAM + x": OFF}
+    compare = [["LAM + x", "BLP"], ["BLP", "partial CE"]]
+    study = load_study(write(definition(methods=methods, compare=compare, also=None)), str(tmp_path))
+    with open(tmp_path / "runs.csv", "w") as file:
+        file.write("data,method,seed,mIoU,rare\n")
+        file.write("toy,BLP,0,40,\ntoy,BLP,1,42,30\ntoy,LAM + x,0,45,20\ntoy,LAM + x,1,41,33\n")
+    # mIoU: 5 and -1: mean 2, deviations 3 and -3. Nothing to compare BLP with: no line of it.
+    assert summarize(study, str(tmp_path)).splitlines()[-3:] == [
+        "| difference      | mIoU                    | rare              |",
+        "|-----------------|-------------------------|-------------------|",
+        f"| (LAM + x) - BLP | +2.0 ± {18**0.5:.1f} (1/2 higher) | +3.0 (1/1 higher) |",
+    ]
+
+
+def test_options_of_the_command_line(tmp_path, write):
+    path = write(definition(options={"SOLVER.MAX_ITER": 4}))
+    plain = load_study(path, str(tmp_path))
+    above = load_study(path, str(tmp_path), ["SOLVER.MAX_ITER", "7", "MODEL.BLPSEG.LAM.ENABLED", "True"])
+    assert {run.cfg().SOLVER.MAX_ITER for run in above.runs} == {7}
+    assert not any(run.cfg().MODEL.BLPSEG.LAM.ENABLED for run in above.runs)  # what a method sets stays
+    assert not {run.digest for run in plain.runs} & {run.digest for run in above.runs}
+    with pytest.raises(BLPSegError, match="SOLVER.MAX_ITER has no value"):
+        load_study(path, str(tmp_path), ["SOLVER.MAX_ITER"])
+    with pytest.raises(BLPSegError, match="unknown config key"):
+        load_study(path, str(tmp_path), ["SOLVER.MAX_ITERS", "7"])
+
+
+def test_values_that_are_nearly_alike_are_runs_of_their_own(tmp_path, write):
+    values = [1.0000001, 1.0000002]
+    sweeps = {"gamma": {"of": "BLP", "key": "MODEL.BLPSEG.BLP.GAMMA", "values": values}}
+    study = load_study(write(definition(sweeps=sweeps)), str(tmp_path))
+    assert {run.cfg().MODEL.BLPSEG.BLP.GAMMA for run in study.runs if run.method != "partial CE"} == {2.0, *values}
 
 
 def test_parts_of_the_grid(tmp_path, root, write):
@@ -210,7 +268,15 @@ def test_sweep_has_the_methods_own_value(tmp_path, write):
         ({"sweeps": {"g": {"of": "BLP", "key": "SOLVER.MAX_ITER", "values": [1.5]}}}, "takes whole numbers, not 1.5"),
         ({"sweeps": {"g": {"of": "BLP", "key": "MODEL.NOPE", "values": [1]}}}, "unknown config key MODEL.NOPE"),
         ({"sweeps": ["gamma"]}, "sweeps must map names"),
+        ({"sweeps": {"g": {"of": "BLP", "key": "SOLVER.MAX_ITER", "values": [9], "data": []}}}, "data is empty"),
+        ({"sweeps": {"g": {"of": "BLP", "key": "SOLVER.MAX_ITER", "values": [float("nan")]}}}, "a list of numbers"),
         ({"also": ["train/loss_seg"]}, "also must map names"),
+        ({"also": {"mIoU": "train/loss_seg"}}, "the column mIoU is there already"),
+        ({"also": {"seed": "train/loss_seg"}}, "the column seed is there already"),
+        ({"data": {"toy": {"config": 5}}}, "config must be the path of a file, not 5"),
+        ({"methods": {"..": {}}, "reference": None}, "'..' gives no name of a folder"),
+        ({"compare": ["BLP"]}, "compare must be a list of pairs"),
+        ({"compare": [["BLP", "LMA"]]}, "compare: 'LMA' is not in the study"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, write, change, words):
@@ -259,6 +325,8 @@ def test_digest_is_of_what_decides_the_result(tmp_path, write, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", "elsewhere")
     assert digest("b", data=prepared) == before != first
     assert digest(also=None) == first and digest(seeds=[2]) != first
+    # Data that no command makes are told apart by where they lie.
+    assert len({first, digest(data={"toy": {**toy, "root": "x"}}), digest(data={"toy": {**toy, "root": "y"}})}) == 3
 
 
 PUBLISHED = sorted(path.stem for path in (ROOT / "docs/studies").glob("*.yaml"))
