@@ -11,7 +11,7 @@ from detectron2.config import get_cfg as get_detectron2_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 
-from .errors import BLPSegError
+from .utils.errors import BLPSegError
 
 __all__ = ["add_blpseg_config", "flatten", "get_cfg"]
 

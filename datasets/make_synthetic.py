@@ -6,9 +6,9 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.synthetic import FOLDER
-from blpseg.data.parallel import default_workers
-from blpseg.data.synthetic import make_synthetic
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.data.scenes import make_synthetic
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.parallel import default_workers
 
 EXAMPLE = """
 examples:

@@ -6,8 +6,8 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.pascal_context import PNG_ORDERS, prepare
-from blpseg.data.parallel import default_workers
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.parallel import default_workers
 
 EXAMPLE = """
 examples:

@@ -6,7 +6,7 @@ import os
 
 from blpseg.data.datasets import data_root
 from blpseg.data.datasets.pascal_voc import prepare
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
 
 EXAMPLE = """
 examples:

@@ -4,9 +4,9 @@
 import argparse
 import sys
 
-from blpseg.data.scribbles.convert import convert_annotations
-from blpseg.data.scribbles.formats import FORMATS
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.scribbles.convert import convert_annotations
+from blpseg.scribbles.formats import FORMATS
+from blpseg.utils.cli import add_debug_flag, run_command
 
 EXAMPLES = """\
 examples:

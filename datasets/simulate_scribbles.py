@@ -4,8 +4,8 @@
 import argparse
 import sys
 
-from blpseg.data.scribbles import simulate_folder
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.scribbles import simulate_folder
+from blpseg.utils.cli import add_debug_flag, run_command
 
 EXAMPLES = """\
 examples:

@@ -1,13 +1,20 @@
 """Fixtures for every room: the reference data beside the project, tiny configs and data."""
 
 import os
+import runpy
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
+from blpseg import get_cfg
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+CLASSES = ["background", "apple", "pear"]
 
 # Two threads are what the smallest supported machine has; more would change the order of sums between machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
@@ -68,9 +75,63 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def tiny_cfg():
     """A ResNet-18 model of 5 classes with narrow parts, on the CPU."""
-    from blpseg import get_cfg
-
     return get_cfg(
         str(ROOT / "configs/Base-BLPSeg-R18.yaml"),
         ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16],
     )
+
+
+@pytest.fixture
+def made_folder(tmp_path):
+    """Six training and three validation images of three classes: smooth colours, strokes of three rows, full masks."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "made"
+    for split, count in (("train", 6), ("val", 3)):
+        for part in ("images", "masks", "scribbles"):
+            (root / part / split).mkdir(parents=True)
+        for i in range(count):
+            height, width = 40 + 2 * i, 52 - i
+            image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), np.uint8), (0, 0), 2)
+            mask = np.zeros((height, width), np.uint8)
+            mask[8:20, 6:30], mask[24:36, 10:40] = 1, 2
+            scribble = np.full((height, width), 255, np.uint8)
+            scribble[2, 3:40], scribble[12:15, 8:24], scribble[28:31, 14:35] = 0, 1, 2
+            name = f"{split}{i}"
+            cv2.imwrite(str(root / f"images/{split}/{name}.jpg"), image)
+            cv2.imwrite(str(root / f"masks/{split}/{name}.png"), mask)
+            if split == "train":
+                cv2.imwrite(str(root / f"scribbles/{split}/{name}.png"), scribble)
+    return root
+
+
+@pytest.fixture
+def made_cfg(made_folder):
+    """Config keys -> a config of the made folder, registered as ``made``."""
+
+    def build(*opts):
+        return get_cfg(
+            "",
+            [
+                *("DATASETS.FOLDER.NAME", "made", "DATASETS.FOLDER.ROOT", str(made_folder)),
+                *("DATASETS.FOLDER.CLASSES", CLASSES, "DATASETS.FOLDER.TRAIN_MASKS", "masks/train"),
+                *("DATASETS.TRAIN", ("made_train",), "DATASETS.TEST", ("made_val",)),
+                *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", len(CLASSES), "INPUT.CROP.SIZE", [32, 36]),
+                *("SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "SEED", 5),
+                *opts,
+            ],
+        )
+
+    return build
+
+
+@pytest.fixture
+def run_tool(root, monkeypatch):
+    """Run a command line in this process (an import of PyTorch costs seconds): path, arguments -> status."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(root / name), run_name="__main__")
+        return left.value.code or 0
+
+    return run

@@ -6,7 +6,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from blpseg import get_cfg
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 from .conftest import ROOT
 

@@ -3,8 +3,12 @@
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
-from blpseg.errors import add_debug_flag, run_command
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
+
+from blpseg.utils.cli import add_debug_flag, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,9 +40,9 @@ def main() -> None:
     from tabulate import tabulate
 
     from blpseg import get_cfg
-    from blpseg.benchmark.analysis import analyze
-    from blpseg.errors import BLPSegError
     from blpseg.modeling import BLPSeg
+    from blpseg.utils.errors import BLPSegError
+    from research.benchmark.analysis import analyze
 
     if min(args.size) < 32:
         raise BLPSegError(f"--size {args.size[0]} {args.size[1]}: sides of at least 32 pixels are needed")

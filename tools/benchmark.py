@@ -5,8 +5,11 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
-from blpseg.errors import add_debug_flag, count, run_command
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
+
+from blpseg.utils.cli import add_debug_flag, count, run_command
 
 PARTS = {
     "lam": "local aggregation: exact and windowed against the dense tables, errors, scaling",
@@ -67,10 +70,10 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from blpseg.benchmark import BENCHMARKS, Options, table
-    from blpseg.benchmark.measure import environment
-    from blpseg.data.io import check_writable, write_bytes_atomic
-    from blpseg.errors import BLPSegError
+    from blpseg.utils.errors import BLPSegError
+    from blpseg.utils.files import check_writable, write_bytes_atomic
+    from research.benchmark import BENCHMARKS, Options, table
+    from research.benchmark.measure import environment
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BLPSegError("--device cuda: there is no CUDA device here; leave the option out for the CPU")

@@ -6,9 +6,10 @@ import json
 
 from blpseg import get_cfg
 from blpseg.data.check import check_datasets
-from blpseg.data.io import write_bytes_atomic
-from blpseg.data.parallel import default_workers
-from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.errors import BLPSegError
+from blpseg.utils.files import write_bytes_atomic
+from blpseg.utils.parallel import default_workers
 
 EXAMPLE = """
 Checks that every file opens, sizes agree and label values are in range; measures the share of annotated pixels and the

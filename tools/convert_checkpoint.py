@@ -15,9 +15,10 @@ import os
 import torch
 
 import blpseg  # noqa: F401  (says in one line when Detectron2 is missing)
-from blpseg.engine.checkpoint import load_file, provenance, write_atomic
-from blpseg.engine.conversion import convert, state_dict_of
-from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.checkpoint import load_file, provenance, write_atomic
+from blpseg.checkpoint.conversion import convert, state_dict_of
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.errors import BLPSegError
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 
 import argparse
 
-from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """
 examples:

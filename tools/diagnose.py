@@ -8,8 +8,12 @@ its weights spread, how many fall on the position's own class, and the mIoU of t
 """
 
 import argparse
+import sys
+from pathlib import Path
 
-from blpseg.errors import add_debug_flag, run_command
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
+
+from blpseg.utils.cli import add_debug_flag, run_command
 
 EXAMPLES = """\
 example:
@@ -38,10 +42,10 @@ def main() -> None:
 
     from blpseg import get_cfg
     from blpseg.data.datasets import load_records, register_folder
-    from blpseg.data.io import check_writable, without_nan, write_bytes_atomic
-    from blpseg.errors import BLPSegError
     from blpseg.evaluation.predictor import load_model
-    from blpseg.study.diagnosis import run
+    from blpseg.utils.errors import BLPSegError
+    from blpseg.utils.files import check_writable, without_nan, write_bytes_atomic
+    from research.diagnosis import run
 
     cfg = get_cfg(args.config_file, args.opts)
     register_folder(cfg)

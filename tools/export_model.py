@@ -3,7 +3,7 @@
 
 import argparse
 
-from blpseg.errors import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
 
 
 def parse_arguments() -> argparse.Namespace:

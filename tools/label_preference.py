@@ -13,8 +13,9 @@ from detectron2.utils.file_io import PathManager
 
 import blpseg  # noqa: F401  (registers the data sets)
 from blpseg.data.datasets.splits import load_records
-from blpseg.data.scribbles import preference
-from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.scribbles import preference
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """\
 examples:

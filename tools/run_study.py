@@ -3,16 +3,20 @@
 
 import argparse
 import os
+import sys
+from pathlib import Path
 
-from blpseg.errors import add_debug_flag, count, run_command
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
+
+from blpseg.utils.cli import add_debug_flag, count, run_command
 
 EXAMPLES = """
 examples:
-  tools/run_study.py docs/studies/acdc.yaml --jobs 2
+  tools/run_study.py research/studies/acdc.yaml --jobs 2
       into output/studies/acdc; stopped and started again, it goes on
-  tools/run_study.py docs/studies/acdc.yaml --jobs 4 --opts MODEL.DEVICE cuda
-  tools/run_study.py docs/studies/acdc.yaml --dry-run
-  tools/run_study.py docs/studies/acdc.yaml --summary-only --output docs/studies/acdc
+  tools/run_study.py research/studies/acdc.yaml --jobs 4 --opts MODEL.DEVICE cuda
+  tools/run_study.py research/studies/acdc.yaml --dry-run
+  tools/run_study.py research/studies/acdc.yaml --summary-only --output research/studies/acdc
       table.md and the figures from runs.csv and curves.csv alone
 
 OUTPUT holds runs.csv (a row a run: scores, config, git revision, time), curves.csv, table.md, scores.png, curves.png,
@@ -40,8 +44,8 @@ def main() -> int:
     )  # fmt: skip
     args = add_debug_flag(parser).parse_args()
 
-    from blpseg.data.parallel import default_workers
-    from blpseg.study import load_study, run_study, summarize
+    from blpseg.utils.parallel import default_workers
+    from research.study import load_study, run_study, summarize
 
     name = os.path.splitext(os.path.basename(args.study))[0]
     output = args.output or os.path.join("output", "studies", name)

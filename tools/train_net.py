@@ -8,7 +8,7 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from blpseg.engine import run  # noqa: E402
-from blpseg.errors import add_debug_flag, run_command  # noqa: E402
+from blpseg.utils.cli import add_debug_flag, run_command  # noqa: E402
 
 EXAMPLES = """
 examples:

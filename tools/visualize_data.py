@@ -14,8 +14,9 @@ from blpseg import get_cfg
 from blpseg.data.augmentation import PADDING_LABEL
 from blpseg.data.build import build_train_loader
 from blpseg.data.datasets import load_records
-from blpseg.data.io import read_image, read_label, write_png_atomic
-from blpseg.errors import BLPSegError, add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.errors import BLPSegError
+from blpseg.utils.files import read_image, read_label, write_png_atomic
 from blpseg.visualization import data_panels
 
 EXAMPLE = """

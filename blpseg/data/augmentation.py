@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torchvision.transforms import functional as photometric
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["PADDING_LABEL", "TrainingAugmentation"]
 

@@ -17,7 +17,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
-from ..errors import BLPSegError, debug_enabled, describe
+from ..utils.errors import BLPSegError, debug_enabled, describe
 from .dataset_mapper import ScribbleDatasetMapper
 from .datasets import load_records, register_folder
 

@@ -13,11 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import read_image, read_label
+from ..utils.parallel import map_files
 from .dataset_mapper import NOT_ANNOTATED
 from .datasets import load_records, splits
-from .io import read_image, read_label
-from .parallel import map_files
 
 __all__ = ["DatasetReport", "Finding", "check_datasets"]
 

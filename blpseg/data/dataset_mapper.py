@@ -8,9 +8,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import read_image, read_label
 from .augmentation import TrainingAugmentation
-from .io import read_image, read_label
 
 __all__ = ["ScribbleDatasetMapper"]
 

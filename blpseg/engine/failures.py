@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from ..errors import BLPSegError, describe
-from .checkpoint import save_atomic
+from ..checkpoint import save_atomic
+from ..utils.errors import BLPSegError, describe
 
 __all__ = ["Diagnosis", "loader_error", "save_dump"]
 

@@ -20,9 +20,9 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.file_io import PathManager
 from torch.utils.tensorboard import SummaryWriter
 
-from ..data.io import without_nan
-from ..errors import BLPSegError
-from .checkpoint import Checkpointer, write_atomic
+from ..checkpoint import Checkpointer, write_atomic
+from ..utils.errors import BLPSegError
+from ..utils.files import without_nan
 
 __all__ = [
     "CheckpointAndEvaluate",

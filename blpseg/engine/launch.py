@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from ..errors import BLPSegError, debug_enabled, describe
+from ..utils.errors import BLPSegError, debug_enabled, describe
 from .interrupt import SIGNALS, StopRequest
 
 __all__ = ["PeerFailure", "launch"]

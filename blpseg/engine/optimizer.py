@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["build_optimizer", "clip_gradients", "gradient_norm"]
 

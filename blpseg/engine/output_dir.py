@@ -14,9 +14,9 @@ from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import Checkpointer, write_atomic
 from ..config import flatten
-from ..errors import BLPSegError, debug_enabled
-from .checkpoint import Checkpointer, write_atomic
+from ..utils.errors import BLPSegError, debug_enabled
 
 __all__ = ["OutputDir", "changed_keys", "setup_logging"]
 

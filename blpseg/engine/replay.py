@@ -9,8 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from .. import config
-from ..errors import BLPSegError
-from .checkpoint import load_file
+from ..checkpoint import load_file
+from ..utils.errors import BLPSegError
 from .trainer import autocast_dtype, seed_step
 
 __all__ = ["replay"]

@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 from .. import get_cfg
-from ..errors import BLPSegError, describe
-from .checkpoint import Checkpointer, load_file, load_weights
+from ..checkpoint import Checkpointer, load_file, load_weights
+from ..utils.errors import BLPSegError, describe
 from .hooks import CheckpointAndEvaluate, JsonWriter, ProgressWriter, TensorBoardWriter, WandbWriter, Writers
 from .interrupt import StopRequest
 from .launch import PeerFailure, launch

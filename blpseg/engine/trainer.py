@@ -23,8 +23,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import BLPSegError
-from .checkpoint import provenance
+from ..checkpoint import provenance
+from ..utils.errors import BLPSegError
 from .failures import Diagnosis, loader_error, save_dump
 from .interrupt import StopRequest
 from .launch import PeerFailure

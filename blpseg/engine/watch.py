@@ -10,7 +10,7 @@ from detectron2.engine import HookBase
 
 from ..data.dataset_mapper import ScribbleDatasetMapper
 from ..data.datasets import load_records
-from ..data.io import read_label
+from ..utils.files import read_label
 from ..visualization import colorize, heat_map, legend, overlay, panels, thicken
 
 __all__ = ["WatchImages", "pseudo_label_quality"]

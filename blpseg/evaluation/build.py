@@ -17,8 +17,8 @@ from tabulate import tabulate
 from torch import nn
 
 from ..data.build import build_test_loader
-from ..data.io import write_bytes_atomic
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import write_bytes_atomic
 from .crf import CRFEvaluator, DenseCRF
 from .inference import Inference
 from .report import ReportEvaluator

@@ -15,8 +15,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from scipy.special import softmax
 
-from ..data.parallel import default_workers
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.parallel import default_workers
 
 __all__ = ["CRFEvaluator", "DenseCRF"]
 

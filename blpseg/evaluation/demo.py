@@ -15,8 +15,8 @@ from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
 from ..data.datasets import load_records
-from ..data.io import IMAGE_EXTENSIONS, read_image, read_label, write_png_atomic
-from ..errors import BLPSegError, describe
+from ..utils.errors import BLPSegError, describe
+from ..utils.files import IMAGE_EXTENSIONS, read_image, read_label, write_png_atomic
 from ..visualization import draw_regions, legend, overlay, result_panels
 from .predictor import Predictor
 from .sem_seg import read_ground_truth

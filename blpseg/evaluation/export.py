@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..data.io import write_bytes_atomic
-from ..errors import BLPSegError
 from ..modeling import BLPSeg, local_aggregation
+from ..utils.errors import BLPSegError
+from ..utils.files import write_bytes_atomic
 
 __all__ = ["EXPORTERS", "InferenceGraph", "export", "load_exported"]
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["Inference", "class_map", "tile_windows"]
 

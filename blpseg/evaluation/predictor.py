@@ -14,8 +14,8 @@ from detectron2.modeling import build_model
 from PIL import Image, ImageOps
 from torch import nn
 
-from ..data.io import read_image
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import read_image
 from .crf import DenseCRF
 from .inference import Inference, class_map
 
@@ -28,7 +28,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     Raises:
         BLPSegError: the weights are missing or of another model, or the device is not there.
     """
-    from ..engine.checkpoint import load_weights  # here, since the engine's trainer imports evaluation
+    from ..checkpoint import load_weights  # here, since the engine's trainer imports evaluation
 
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         raise BLPSegError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device here; use MODEL.DEVICE cpu")

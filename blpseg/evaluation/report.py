@@ -25,8 +25,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.datasets import load_records
-from ..data.io import read_image, read_label, write_bytes_atomic, write_png_atomic
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import read_image, read_label, write_bytes_atomic, write_png_atomic
 from ..visualization import result_panels
 from .inference import class_map
 from .sem_seg import IGNORED, read_ground_truth

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 
-from ..data.io import read_label, write_png_atomic
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
+from ..utils.files import read_label, write_png_atomic
 from .inference import class_map
 
 __all__ = ["IGNORED", "SemSegEvaluator", "prediction_folder", "read_ground_truth"]

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 from .sem_seg import IGNORED, SemSegEvaluator
 
 __all__ = ["VolumeEvaluator"]

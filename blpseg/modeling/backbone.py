@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["build_narrow_resnet_backbone"]
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["EPSILON", "IMPLEMENTATIONS", "aggregation_weights", "local_aggregation"]
 

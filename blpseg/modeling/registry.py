@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.utils.registry import Registry
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 
 __all__ = ["look_up"]
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from ..errors import BLPSegError
+from ..utils.errors import BLPSegError
 from .losses import PADDING
 from .registry import look_up
 

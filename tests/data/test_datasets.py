@@ -21,7 +21,7 @@ from blpseg.data.datasets import (
     synthetic,
 )
 from blpseg.data.datasets.splits import voc_colors
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 VOC, CONTEXT, SCRIBBLES = "VOCdevkit/VOC2012", "VOCdevkit/Context", "VOCdevkit/scribble_annotation"
 # name: classes, ignore label, images, scribbles, masks, list

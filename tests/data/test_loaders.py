@@ -10,7 +10,7 @@ import pytest
 from blpseg.data import build
 from blpseg.data.build import build_test_loader, build_train_loader
 from blpseg.data.datasets import load_records
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 
 def take(loader, count):

@@ -7,7 +7,7 @@ import pytest
 from blpseg.data.augmentation import TrainingAugmentation
 from blpseg.data.dataset_mapper import ScribbleDatasetMapper
 from blpseg.data.datasets import load_records
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 MEAN = (123.675, 116.28, 103.53)
 NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}

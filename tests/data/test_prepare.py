@@ -9,7 +9,7 @@ import pytest
 from scipy.io import savemat
 
 from blpseg.data.datasets import acdc, camvid, pascal_context, pascal_voc
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 h5py = pytest.importorskip("h5py")
 

@@ -45,7 +45,7 @@ def test_sigkill_anywhere(door, tmp_path):
     run = door("OUTPUT_DIR", calm, *options)
     assert run.wait() == 0, run.output
 
-    checkpoint = "blpseg.engine.checkpoint"
+    checkpoint = "blpseg.checkpoint.writing"
     places = [
         ("blpseg.engine.trainer", "gradient_norm", 2),  # before there is any checkpoint
         (checkpoint, "_Sink.write", 5),  # half a checkpoint is written

@@ -13,7 +13,7 @@ from blpseg.config import get_cfg
 from blpseg.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
 from blpseg.engine.trainer import autocast_dtype, seed_step
 from blpseg.engine.watch import pseudo_label_quality
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 from .test_lost_nothing import weights
 

@@ -9,8 +9,8 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 
-from blpseg.errors import BLPSegError
 from blpseg.evaluation import evaluate
+from blpseg.utils.errors import BLPSegError
 
 from .toys import ColorModel, load_inputs, make_image, make_mask
 

@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from blpseg import Predictor, get_cfg
-from blpseg.errors import BLPSegError
 from blpseg.evaluation.demo import Demo, dataset_images, find_images
+from blpseg.utils.errors import BLPSegError
 
 from .toys import make_image
 

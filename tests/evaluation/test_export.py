@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 
 import blpseg
-from blpseg.errors import BLPSegError
 from blpseg.evaluation.export import InferenceGraph, _ExplicitPooling, export, load_exported
+from blpseg.utils.errors import BLPSegError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/Synthetic-Scribble/blpseg_tiny.yaml")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blpseg.errors import BLPSegError
 from blpseg.evaluation.inference import Inference, class_map, tile_windows
+from blpseg.utils.errors import BLPSegError
 
 from .toys import ColorModel, make_image
 

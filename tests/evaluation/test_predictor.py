@@ -13,7 +13,7 @@ from PIL import Image
 
 import blpseg
 from blpseg import Predictor, get_cfg
-from blpseg.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError
 
 from .toys import make_image
 

@@ -12,9 +12,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset
 from PIL import Image
 
-from blpseg.errors import BLPSegError
 from blpseg.evaluation import SemSegEvaluator, VolumeEvaluator, build_evaluator, evaluate
 from blpseg.evaluation.sem_seg import prediction_folder
+from blpseg.utils.errors import BLPSegError
 
 from .toys import CLASSES, COLORS, IGNORE, ColorModel, load_inputs
 

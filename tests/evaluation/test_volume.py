@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from blpseg.errors import BLPSegError
 from blpseg.evaluation import VolumeEvaluator, build_evaluator
+from blpseg.utils.errors import BLPSegError
 
 from .toys import CLASSES, IGNORE
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blpseg.errors import BLPSegError
 from blpseg.modeling.local_aggregation import IMPLEMENTATIONS, local_aggregation
+from blpseg.utils.errors import BLPSegError
 
 # The package's door of the same name hides the module.
 lam = importlib.import_module("blpseg.modeling.local_aggregation")

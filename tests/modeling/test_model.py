@@ -7,9 +7,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
-from blpseg.errors import BLPSegError
 from blpseg.modeling.heads import ShallowEmbedding
 from blpseg.modeling.pixel_decoder import PyramidPooling, UPerDecoder
+from blpseg.utils.errors import BLPSegError
 
 SHAPES = {f"res{i}": ShapeSpec(channels=8 * i, stride=2**i) for i in range(2, 6)}
 

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from blpseg import get_cfg
-from blpseg.engine.conversion import convert
+from blpseg.checkpoint.conversion import convert
 from blpseg.modeling import pseudo_labels
 
 from .reference import PublishedNetwork, literal_losses

@@ -7,10 +7,10 @@ import torch
 from detectron2.modeling import build_model
 
 from blpseg import get_cfg
-from blpseg.errors import BLPSegError
 from blpseg.modeling.losses import build_segmentation_loss
 from blpseg.modeling.pixel_decoder import build_pixel_decoder
 from blpseg.modeling.regularizers import DenseCRF, EntropyMinimization, GatedCRF, build_regularizers
+from blpseg.utils.errors import BLPSegError
 
 from .test_losses import CLASSES
 from .test_model import sample

@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 
-from ...errors import BLPSegError, describe
-from ..io import write_png_atomic
-from ..parallel import is_up_to_date, process_files
+from ...utils.errors import BLPSegError, describe
+from ...utils.files import write_png_atomic
+from ...utils.parallel import is_up_to_date, process_files
 from .splits import Split, register_split, require_folder
 
 __all__ = ["CLASSES", "COLORS", "FOLDS", "VOLUME_PATTERN", "prepare"]

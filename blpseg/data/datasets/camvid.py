@@ -7,10 +7,10 @@ import sys
 
 from detectron2.utils.file_io import PathManager
 
-from ...errors import BLPSegError
-from ..io import image_size, read_label
-from ..parallel import process_files
-from ..scribbles.simulate_folder import simulate_folder
+from ...scribbles.simulate_folder import simulate_folder
+from ...utils.errors import BLPSegError
+from ...utils.files import image_size, read_label
+from ...utils.parallel import process_files
 from .splits import Split, index_folder, register_split, require_folder
 
 __all__ = ["CLASSES", "IGNORE_LABEL", "prepare"]

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ...errors import BLPSegError, describe
-from ..scribbles.vocabulary import Vocabulary, load_vocabulary
+from ...scribbles.vocabulary import Vocabulary, load_vocabulary
+from ...utils.errors import BLPSegError, describe
 from .splits import Split, register_split, splits, voc_colors
 
 __all__ = ["register_folder"]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...errors import BLPSegError, describe
-from ..io import read_label, write_png_atomic
-from ..parallel import FileReport, is_up_to_date, process_files
-from ..scribbles.vocabulary import CONTEXT_NAMES
+from ...scribbles.vocabulary import CONTEXT_NAMES
+from ...utils.errors import BLPSegError, describe
+from ...utils.files import read_label, write_png_atomic
+from ...utils.parallel import FileReport, is_up_to_date, process_files
 from .splits import Split, index_folder, read_names, register_split, require_folder, voc_colors
 
 __all__ = ["CLASSES", "MASKS", "PNG_ORDERS", "prepare"]

@@ -7,9 +7,9 @@ import sys
 
 from detectron2.utils.file_io import PathManager
 
-from ...errors import BLPSegError
-from ..io import write_bytes_atomic
-from ..scribbles.vocabulary import VOC_NAMES
+from ...scribbles.vocabulary import VOC_NAMES
+from ...utils.errors import BLPSegError
+from ...utils.files import write_bytes_atomic
 from .splits import Split, index_folder, read_names, register_split, require_folder, voc_colors
 
 __all__ = ["CLASSES", "TRAINAUG_COUNT", "prepare"]

@@ -14,9 +14,9 @@ from multiprocessing.pool import ThreadPool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ...errors import BLPSegError
-from ..io import IMAGE_EXTENSIONS, image_size
-from ..scribbles.vocabulary import voc_color
+from ...scribbles.vocabulary import voc_color
+from ...utils.errors import BLPSegError
+from ...utils.files import IMAGE_EXTENSIONS, image_size
 
 __all__ = [
     "Split",

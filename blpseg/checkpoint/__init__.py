@@ -1,0 +1,7 @@
+"""Reading weights safely, writing checkpoints atomically, converting published ones."""
+
+from .reading import load_file
+from .weights import load_weights
+from .writing import Checkpointer, provenance, save_atomic, write_atomic
+
+__all__ = ["Checkpointer", "load_file", "load_weights", "provenance", "save_atomic", "write_atomic"]

@@ -1,0 +1,105 @@
+"""The weights of a file into a model."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import nn
+
+from ..utils.errors import BLPSegError
+from .reading import load_file
+
+__all__ = ["load_weights"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(
+    model: nn.Module, path: str, *, complete: bool, other_classes: bool = False, trust: bool = False
+) -> None:
+    """Load ``MODEL.WEIGHTS`` into ``model``.
+
+    Names that do not start at the model's root (a backbone file: ``stem.conv1.weight``, ``res2...``, also in
+    Caffe2's spelling) are matched to it as Detectron2's ``DetectionCheckpointer`` does.
+
+    Args:
+        model: on any device, not wrapped.
+        path: anything PathManager opens, see :func:`load_file`.
+        complete: every parameter must be in the file (evaluation); otherwise a whole backbone is enough.
+        other_classes: weights whose shape differs keep their initial values instead of being refused.
+        trust: see :func:`load_file`.
+
+    Raises:
+        BLPSegError: the file does not fit; the message says which key would.
+    """
+    data = load_file(path, trust=trust)
+    weights = data.get("model", data.get("model_state", data.get("state_dict", data)))
+    if not isinstance(weights, dict):
+        raise BLPSegError(f"{path}: its 'model' is {type(weights).__name__}, not a mapping of names to weights")
+    weights = {k.removeprefix("module."): torch.as_tensor(v) for k, v in weights.items() if _is_numeric(v)}
+    own = model.state_dict()
+    if not any(name in own for name in weights):
+        caffe2 = path.endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
+        with _quiet("detectron2.checkpoint.c2_model_loading"):
+            weights = align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
+    wrong = {k: v.shape for k, v in weights.items() if k in own and v.shape != own[k].shape}
+    if wrong and not other_classes:
+        raise BLPSegError(f"{path}: {_shape_message(model, data, wrong)}")
+    loaded = {k: v for k, v in weights.items() if k in own and k not in wrong}
+    if not loaded:
+        raise BLPSegError(f"{path}: none of its {len(weights)} weights fits this model; is it the right file?")
+    missing = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
+    needed = [k for k in missing if k not in wrong and (complete or k.startswith("backbone."))]
+    if needed:
+        raise BLPSegError(
+            f"{path}: lacks {len(needed)} of the model's weights ({needed[0]}, ...); "
+            + (
+                "do MODEL.RESNETS.DEPTH and STEM_TYPE fit the file?"
+                if needed[0].startswith("backbone.")
+                else "evaluation needs the checkpoint of a trained model, made with this config"
+            )
+        )
+    model.load_state_dict(loaded, strict=False)
+    extra = len([k for k in weights if k not in own])
+    logger.info(
+        f"{path}: loaded {len(loaded)} weights; {len(missing)} of the model keep their initial values"
+        + (f"; {extra} have no place in the model" if extra else "")
+    )
+
+
+def _is_numeric(value) -> bool:
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+
+
+def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:
+    name, shape = next(iter(wrong.items()))
+    own = model.state_dict()
+    heads = ("sem_seg_head.", "annotation_head.")
+    if all(k.startswith(heads) for k in wrong):
+        for k, found in wrong.items():
+            if k.startswith("sem_seg_head."):
+                return (
+                    f"made for {found[0]} classes, the config has MODEL.SEM_SEG_HEAD.NUM_CLASSES {own[k].shape[0]}; "
+                    f"set it to {found[0]}, or start the class layers anew with SOLVER.FINETUNE_OTHER_CLASSES True"
+                )
+    return (
+        f"{len(wrong)} weights have another shape than the model's ({name}: {tuple(shape)} in the file, "
+        f"{tuple(own[name].shape)} in the model); use the config it was made with"
+    )
+
+
+class _quiet:
+    """Detectron2's matching prints a table of every weight; one line of ours replaces it."""
+
+    def __init__(self, name: str):
+        self.logger = logging.getLogger(name)
+
+    def __enter__(self):
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_):
+        self.logger.setLevel(self.level)

@@ -1,0 +1,226 @@
+"""Checkpoints: written so that none is ever lost."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+
+from ..utils.errors import BLPSegError, describe
+from .reading import load_file
+
+__all__ = ["Checkpointer", "provenance", "save_atomic", "write_atomic"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Sink:
+    """A file for ``torch.save`` that keeps the first write error: raised inside torch's zip writer it would abort."""
+
+    def __init__(self, file):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def write_atomic(path: str | os.PathLike, write) -> None:
+    """Call ``write(file)`` on a temporary binary file beside ``path``, flush it to the disk, rename it to ``path``.
+
+    Raises:
+        OSError: with the path in it; ``path`` is as it was and the temporary file is gone.
+    """
+    path = os.fspath(path)
+    if "://" in path:  # object stores show a file only once it is complete
+        with PathManager.open(path, "wb") as file:
+            write(file)
+        return
+    temporary = os.path.join(os.path.dirname(path) or ".", f".{os.path.basename(path)}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb", buffering=1 << 20) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass  # it was never made, or the file system is gone; the first error is the one to tell
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+    _sync_folder(os.path.dirname(path) or ".")
+
+
+def save_atomic(path: str, data: dict) -> None:
+    """``torch.save`` through :func:`write_atomic`."""
+
+    def write(file):
+        sink = _Sink(file)
+        torch.save(data, sink)
+        if sink.error is not None:
+            raise sink.error
+
+    write_atomic(path, write)
+
+
+def _sync_folder(folder: str) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows cannot open folders
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # some network file systems refuse; the rename itself is done
+    finally:
+        os.close(handle)
+
+
+@functools.lru_cache
+def provenance() -> dict[str, str]:
+    """Versions and git revision, to be stored with a checkpoint.
+
+    The revision ends in ``-dirty`` where code or configs differ from it; documents do not count.
+    """
+    import detectron2
+    import torchvision
+
+    from .. import __version__
+
+    root = Path(__file__).resolve().parents[2]
+    try:
+        if not (root / ".git").exists():  # installed, below some other repository perhaps
+            raise FileNotFoundError(root / ".git")
+        git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=20, check=True)
+        revision = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        code = ["blpseg", "configs", "tools", ":(glob)datasets/*.py"]
+        if git(["git", "--no-optional-locks", "status", "--porcelain", "--", *code]).stdout:
+            revision += "-dirty"
+    except (OSError, subprocess.SubprocessError):
+        revision = "unknown"
+    return {
+        "blpseg": __version__,
+        "git_revision": revision,
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "detectron2": str(detectron2.__version__),
+        "numpy": str(np.__version__),
+    }
+
+
+class Checkpointer:
+    """The checkpoints of one output directory.
+
+    ``model_0000099.pth`` holds the state after iteration 99 (the 100th), the name Detectron2 gives it;
+    ``model_best.pth`` and ``model_final.pth`` are further names (hard links) of such files.
+    """
+
+    def __init__(self, output_dir: str, keep: int):
+        """
+        Args:
+            output_dir: an existing folder, local or remote.
+            keep: how many of the newest numbered checkpoints stay; at least 1.
+        """
+        self.output_dir = output_dir
+        self.keep = keep
+
+    def path(self, iteration: int) -> str:
+        return os.path.join(self.output_dir, f"model_{iteration:07d}.pth")
+
+    def iterations(self) -> list[int]:
+        """Iterations that have a checkpoint, newest first."""
+        if not PathManager.isdir(self.output_dir):
+            return []
+        names = (re.fullmatch(r"model_(\d{7,})\.pth", name) for name in PathManager.ls(self.output_dir))
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def save(self, state: dict, iteration: int) -> str:
+        """Write the checkpoint of ``iteration``, then delete those beyond ``keep``; the path."""
+        path = self.path(iteration)
+        save_atomic(path, state)
+        write_atomic(
+            os.path.join(self.output_dir, "last_checkpoint"), lambda file: file.write(os.path.basename(path).encode())
+        )
+        # Newer ones than this are of a run that was resumed from an older checkpoint; they are void now.
+        kept = [i for i in self.iterations() if i <= iteration][: self.keep]
+        for old in self.iterations():
+            if old not in kept:
+                PathManager.rm(self.path(old))
+        return path
+
+    def name_best(self, iteration: int) -> None:
+        self._link(iteration, "model_best.pth")
+
+    def name_final(self, iteration: int) -> None:
+        self._link(iteration, "model_final.pth")
+
+    def _link(self, iteration: int, name: str) -> None:
+        source, target = self.path(iteration), os.path.join(self.output_dir, name)
+        if "://" in target:
+            PathManager.copy(source, target, overwrite=True)
+            return
+        temporary = os.path.join(self.output_dir, f".{name}.{os.getpid()}.tmp")
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            with open(source, "rb") as file:
+                content = file.read()
+            write_atomic(target, lambda out: out.write(content))
+            return
+        os.replace(temporary, target)
+
+    def remove_temporary_files(self) -> None:
+        """Delete what a killed process was writing. Only while nobody else writes here."""
+        if "://" in self.output_dir or not os.path.isdir(self.output_dir):
+            return
+        for name in os.listdir(self.output_dir):
+            if re.fullmatch(r"\.(model_\w+\.pth|last_checkpoint|\w+\.(json|yaml))\.\d+\.tmp", name):
+                os.unlink(os.path.join(self.output_dir, name))
+
+    def readable(self, *, trust: bool = False) -> Iterator[tuple[str, dict]]:
+        """(path, state) of the checkpoints that can be read, newest first; a broken one is reported in a line."""
+        for iteration in self.iterations():
+            path = self.path(iteration)
+            try:
+                self._verify(path)
+                state = load_file(path, trust=trust)
+                if state.get("iteration") != iteration or "optimizer" not in state:
+                    raise BLPSegError(f"{path}: not a checkpoint of a training run")
+            except (BLPSegError, OSError) as error:
+                logger.warning(f"checkpoint skipped, the one before it is tried: {describe(error)}")
+                continue
+            yield path, state
+
+    @staticmethod
+    def _verify(path: str) -> None:
+        """Compare every record with its checksum; torch.load does not."""
+        local = PathManager.get_local_path(path)
+        try:
+            with zipfile.ZipFile(local) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zipfile.zlib.error) as error:
+            raise BLPSegError(f"{path}: truncated or not a checkpoint ({describe(error)})") from error
+        if broken is not None:
+            raise BLPSegError(f"{path}: damaged (checksum of {broken})")

@@ -1,0 +1,77 @@
+"""The run-length code of Label Studio's brush (thi.ng/rle-pack).
+
+A stream of bits, highest first: 32 bits number of values; 5 bits word size - 1; four times 4 bits size - 1 of a run's
+counter; then runs: 1 bit whether it repeats one value, 2 bits which of the four sizes its counter has, the counter
+(length - 1), and one word (repeated) or a word for each value. label-studio-sdk has a decoder, which builds a string
+of every bit and brings some forty packages; this one is a page long.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..utils.errors import BLPSegError
+
+__all__ = ["decode_rle"]
+
+
+def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
+    """The values of a brush mask.
+
+    Args:
+        where: the file, for messages.
+        rle: bytes as a list of integers, as in the JSON export.
+        expected: how many values the mask must have: 4 (RGBA) a pixel. Checked before anything is allocated.
+
+    Returns:
+        (expected,) uint8.
+
+    Raises:
+        BLPSegError: the code is cut short, damaged or of another size.
+    """
+    try:
+        data = bytes(rle)
+    except (TypeError, ValueError):
+        raise BLPSegError(f"{where}: a brush stroke's `rle` is no list of bytes; export it again") from None
+    bits = _Bits(where, data)
+    total = bits.read(32)
+    if total != expected:
+        raise BLPSegError(f"{where}: a brush stroke of {total} values where the image needs {expected}; annotate again")
+    word_size = bits.read(5) + 1
+    if word_size > 8:
+        raise BLPSegError(f"{where}: a brush stroke of {word_size}-bit values, 8 expected; export it again")
+    counter_sizes = [bits.read(4) + 1 for _ in range(4)]
+    values = np.empty(expected, np.uint8)
+    done = 0
+    while done < expected:
+        repeats = bits.read(1)
+        end = done + 1 + bits.read(counter_sizes[bits.read(2)])
+        if end > expected:
+            raise BLPSegError(f"{where}: a brush stroke runs beyond the image; export it again")
+        values[done:end] = bits.read(word_size) if repeats else bits.read_words(word_size, end - done)
+        done = end
+    return values
+
+
+class _Bits:
+    def __init__(self, where: str, data: bytes):
+        self.where, self.data, self.place = where, data, 0
+
+    def read(self, size: int) -> int:
+        """The next 1..32 bits."""
+        first, self.place = self.place, self.place + size
+        self._check()
+        chunk = self.data[first >> 3 : (self.place + 7) >> 3]
+        return int.from_bytes(chunk, "big") >> (-self.place % 8) & ((1 << size) - 1)
+
+    def read_words(self, size: int, count: int) -> np.ndarray:
+        """``count`` words of ``size`` bits: (count,) uint8."""
+        first, self.place = self.place, self.place + size * count
+        self._check()
+        chunk = np.frombuffer(self.data, np.uint8)[first >> 3 : (self.place + 7) >> 3]
+        bits = np.unpackbits(chunk)[first % 8 :][: size * count].reshape(count, size)
+        return np.packbits(bits, axis=1)[:, 0] >> (8 - size)
+
+    def _check(self):
+        if self.place > 8 * len(self.data):
+            raise BLPSegError(f"{self.where}: a brush stroke's `rle` is cut short; export it again")

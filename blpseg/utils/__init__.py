@@ -1,0 +1,1 @@
+"""One copy of each small part that several rooms use."""

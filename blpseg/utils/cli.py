@@ -1,0 +1,79 @@
+"""What every command line shares: flags, and one way out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from .errors import BLPSegError, debug_enabled, describe
+
+__all__ = ["add_debug_flag", "count", "run_command"]
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Give a command line ``--debug``; it is kept in the environment so that child processes see it."""
+
+    class _Debug(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            os.environ["BLPSEG_DEBUG"] = "1"
+            setattr(namespace, self.dest, True)
+
+    parser.add_argument("--debug", action=_Debug, nargs=0, default=False, help="show tracebacks of errors")
+    return parser
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on, as ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def run_command(main: Callable[..., int | None], *args) -> None:
+    """Call ``main(*args)`` and leave the process with its exit status.
+
+    :class:`BLPSegError` and operating system errors become one line on stderr and status 1; anything else
+    is a defect of ours and says so, also in one line. ``--debug`` or ``BLPSEG_DEBUG=1`` adds the traceback.
+
+    Args:
+        main: returns an exit status, or None for 0.
+        *args: passed on.
+
+    Raises:
+        SystemExit: always.
+    """
+    try:
+        status = main(*args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away (`... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    except (BLPSegError, OSError) as error:
+        _report(f"error: {describe(error)}")
+        status = 1
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        _report(
+            f"error: unexpected {type(error).__name__} at {where}: {describe(error)} "
+            "(a defect: please report it with the traceback that --debug or BLPSEG_DEBUG=1 shows)"
+        )
+        status = 1
+    sys.exit(status)
+
+
+def _report(line: str) -> None:
+    if debug_enabled():
+        traceback.print_exc()
+    print(line, file=sys.stderr, flush=True)

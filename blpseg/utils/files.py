@@ -1,0 +1,258 @@
+"""Reading images and labels, writing PNG files: the one place that knows about file formats."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import uuid
+
+import cv2
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
+
+from .errors import BLPSegError, describe
+
+__all__ = [
+    "IMAGE_EXTENSIONS", "check_writable", "image_size", "read_image", "read_label", "without_nan", "write_bytes_atomic",
+    "write_png_atomic",
+]  # fmt: skip
+
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# Labels are written and read twice as fast without PNG's filters, which are made for photographs.
+_LABEL_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11 cannot choose
+    _LABEL_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+_ORIENTATION = 0x0112  # EXIF tag
+_SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# OpenCV would print a warning of its own beside the one line that we raise for an unreadable file.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
+def read_image(path: str, format: str = "RGB") -> np.ndarray:
+    """Read an image as 8-bit colour, upright.
+
+    Grey, palette, CMYK and 16-bit images are converted (16 bits: v -> v / 256, whatever range is in use),
+    an alpha channel is dropped, EXIF rotation is applied. Counterpart of Detectron2's ``read_image``, which
+    decodes with PIL at about twice the time.
+
+    Args:
+        path: any path that PathManager knows.
+        format: "RGB" or "BGR", the order of the channels.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        BLPSegError: the file is missing, damaged, cut short, or of a kind with no 8-bit meaning (32-bit float).
+    """
+    if format not in ("RGB", "BGR"):
+        raise BLPSegError(f"INPUT.FORMAT {format!r}: images are read as 'RGB' or 'BGR'")
+    data = _read_bytes(path)
+    if _is_cut_jpeg(data):
+        raise BLPSegError(f"{path}: the JPEG file is cut short; fetch it again")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise BLPSegError(f"{path}: {_why_unreadable(data)} ({describe(error)})") from error
+    if image is None:
+        raise BLPSegError(f"{path}: {_why_unreadable(data)}")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
+
+
+def read_label(path: str) -> np.ndarray:
+    """Read a label map: one class number a pixel.
+
+    Accepted are 8-bit grey images, palette images (the index is the class), 16-bit grey with values up to 255,
+    and colour images whose three channels are equal. An EXIF rotation is applied as in :func:`read_image`.
+
+    Returns:
+        (H, W) uint8, the values as stored.
+
+    Raises:
+        BLPSegError: the file is missing, damaged, lossy (JPEG), has colours instead of class numbers, values above
+            255, or fewer than 8 bits of grey, where readers do not agree on the value.
+    """
+    data = _read_bytes(path)
+    if _is_plain_grey_png(data):
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # twice as fast as PIL
+        if array is not None and array.ndim == 2:
+            return array
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _label_array(path, image)
+    except UnidentifiedImageError as error:
+        raise BLPSegError(f"{path}: not an image; a label is a PNG of class numbers") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BLPSegError(f"{path}: damaged label image ({describe(error)})") from error
+
+
+def _label_array(path: str, image: Image.Image) -> np.ndarray:
+    if image.format in ("JPEG", "MPO"):
+        raise BLPSegError(f"{path}: a JPEG does not keep class numbers; save labels as PNG")
+    raw_mode = str(image.tile[0][3] if image.tile else "")
+    if image.mode == "1" or ("L;2" in raw_mode or "L;4" in raw_mode):
+        raise BLPSegError(
+            f"{path}: grey with fewer than 8 bits a pixel, which readers scale differently; save the label as 8-bit PNG"
+        )
+    image.load()
+    if image.format != "PNG" or "exif" in image.info:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation in _TRANSPOSE:
+            image = image.transpose(_TRANSPOSE[orientation])
+    array = np.asarray(image)
+    if image.mode in ("RGB", "RGBA", "LA"):
+        colour = array[..., :3] if image.mode != "LA" else array[..., :1]
+        if not (colour == colour[..., :1]).all():
+            raise BLPSegError(
+                f"{path}: a colour image; a label holds one class number a pixel (docs/DATA.md tells how to convert)"
+            )
+        array = colour[..., 0]
+    if array.ndim != 2 or array.dtype.kind not in "ui":
+        raise BLPSegError(f"{path}: image mode {image.mode} is no label; save class numbers as 8-bit PNG")
+    if array.dtype != np.uint8:
+        if array.size and (array.max() > 255 or array.min() < 0):
+            raise BLPSegError(f"{path}: label values {array.min()}..{array.max()} do not fit 0..255")
+        array = array.astype(np.uint8)
+    return array
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image as :func:`read_image` returns it, from its header alone.
+
+    Raises:
+        BLPSegError: the file is missing or no image.
+    """
+    try:
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            # Asking a PNG for EXIF data decodes all of it, unless the header has told.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            if exif.get(_ORIENTATION, 1) in _SWAPS_SIDES:
+                width, height = height, width
+            return height, width
+    except FileNotFoundError as error:
+        raise BLPSegError(f"{path}: no such file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BLPSegError(f"{path}: not a readable image ({describe(error)})") from error
+
+
+def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write a PNG under a temporary name in the same folder and rename it: no reader ever sees half a file.
+
+    Args:
+        path: where to; missing folders are made.
+        array: (H, W) uint8 grey or indices, or (H, W, 3) uint8 RGB.
+        palette: (K, 3) uint8 RGB, for (H, W) only: stored beside the indices, which stay as they are.
+
+    Raises:
+        BLPSegError: the array is of another kind.
+    """
+    array = np.asarray(array)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
+        raise BLPSegError(
+            f"{path}: cannot write {array.dtype} {array.shape} as PNG; uint8 (H, W) or (H, W, 3) expected"
+        )
+    if palette is not None:
+        image = Image.fromarray(array)
+        image.putpalette(np.asarray(palette, np.uint8).tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        data = buffer.getvalue()
+    else:
+        settings = _LABEL_PNG if array.ndim == 2 else []
+        data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1], settings)[1].tobytes()
+    write_bytes_atomic(path, data)
+
+
+def write_bytes_atomic(path: str, data: bytes) -> None:
+    """Write a file in one step: under a temporary name in the same folder, then renamed over ``path``."""
+    folder, name = os.path.split(path)
+    if "://" in path:  # an object store shows a file only when it is complete
+        with PathManager.open(path, "wb") as file:
+            file.write(data)
+        return
+    if folder:
+        PathManager.mkdirs(folder)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with PathManager.open(temporary, "wb") as file:
+            file.write(data)
+        # PathManager.mv does not replace what is there.
+        os.replace(PathManager.get_local_path(temporary), PathManager.get_local_path(path))
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def without_nan(content):
+    """``content`` with None for every float that is NaN or infinite, which JSON has no words for.
+
+    Args:
+        content: nested dicts and lists, as :func:`json.dumps` takes them.
+    """
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def check_writable(path: str) -> None:
+    """Find out before long work whether :func:`write_bytes_atomic` will be able to write ``path``; makes its folder.
+
+    Raises:
+        OSError: it will not.
+    """
+    if "://" in path:
+        return
+    probe = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    write_bytes_atomic(probe, b"")
+    os.unlink(probe)
+
+
+def _read_bytes(path: str) -> bytes:
+    # Asking PathManager costs as much as reading a label; it does nothing more for a plain path.
+    opener = PathManager.open if "://" in path else open
+    try:
+        with opener(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise BLPSegError(f"{path}: no such file") from error
+    except OSError as error:
+        raise BLPSegError(f"{path}: cannot be read ({describe(error)})") from error
+
+
+def _is_plain_grey_png(data: bytes) -> bool:
+    """8-bit grey (IHDR's depth 8, colour type 0) without an EXIF chunk."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] == b"\x08\x00" and b"eXIf" not in data
+
+
+def _is_cut_jpeg(data: bytes) -> bool:
+    # Some OpenCV builds fill the missing rest with grey and say nothing. Markers cannot occur in the coded data.
+    return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def _why_unreadable(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return f"a {image.format} of mode {image.mode} has no 8-bit colours; save it as 8- or 16-bit PNG"
+    except UnidentifiedImageError:
+        return "not an image" if data else "the file is empty"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"damaged image ({describe(error)})"
