@@ -53,21 +53,25 @@ def _shared(name: str) -> Path:
     return SHARED / name
 
 
-PARITY = pytest.StashKey[list]()
+PARITY: list[tuple] = []
 
 
 @pytest.fixture
-def parity(request):
+def parity(record_property):
     """``parity(quantity, kind, error, tolerance)`` adds a row to the table printed after the tests."""
-    rows = request.config.stash.setdefault(PARITY, [])
-    return lambda *row: rows.append(row)
+    # A test's properties travel with its report, also from another process to the one that prints.
+    return lambda *row: record_property("parity", row)
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    rows = config.stash.get(PARITY, [])
-    if rows:
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        PARITY.extend(row for name, row in report.user_properties if name == "parity")
+
+
+def pytest_terminal_summary(terminalreporter):
+    if PARITY:
         terminalreporter.section("parity with the published implementation")
-        for quantity, kind, error, tolerance in rows:
+        for quantity, kind, error, tolerance in PARITY:
             verdict = "match" if error <= tolerance else "DIFFERS"
             terminalreporter.write_line(f"{quantity:45} {kind:13} {error:9.1e}  (<= {tolerance:g})  {verdict}")
 
