@@ -12,10 +12,8 @@ Nothing in the files is executed.
 import argparse
 import os
 
-import torch
-
 import blpseg  # noqa: F401  (says in one line when Detectron2 is missing)
-from blpseg.checkpoint import load_file, provenance, write_atomic
+from blpseg.checkpoint import load_file, provenance, save_atomic
 from blpseg.checkpoint.conversion import convert, state_dict_of
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
@@ -40,7 +38,7 @@ def main() -> None:
     result = convert(state, args.input, args.unannotated_weight)
     to_published = "CELoss.weight" in result.state_dict
     content = result.state_dict if to_published else {"model": result.state_dict, "provenance": provenance()}
-    write_atomic(args.output, lambda file: torch.save(content, file))
+    save_atomic(args.output, content)
 
     print(f"{args.input}: {result.source}")
     print(f"matched {len(state) - len(result.dropped)} of {len(state)} tensors")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..utils.errors import BLPSegError
+from .reading import state_dict_of
 
 __all__ = ["Conversion", "convert", "state_dict_of"]
 
@@ -105,28 +106,6 @@ class Conversion:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     initial: list[str] = field(default_factory=list)
     config: list[str] = field(default_factory=list)
-
-
-def state_dict_of(checkpoint: object, file: str) -> dict[str, torch.Tensor]:
-    """The name -> tensor mapping in a loaded file: bare, or under ``model`` or ``state_dict``; ``module.`` removed.
-
-    Raises:
-        BLPSegError: there is none.
-    """
-    state = checkpoint
-    for _ in range(3):  # e.g. {"state_dict": {"model": ...}}
-        inner = next((state[k] for k in ("model", "state_dict") if isinstance(state, Mapping) and k in state), None)
-        if not isinstance(inner, Mapping):
-            break
-        state = inner
-    if not isinstance(state, Mapping) or not state:
-        raise BLPSegError(f"{file}: holds no state dict (found {type(state).__name__}); give a file of named tensors")
-    tensors = {str(k): torch.as_tensor(v) for k, v in state.items() if _is_tensor(v)}
-    if not tensors:
-        raise BLPSegError(f"{file}: holds no tensors; first keys: {_first(state)}")
-    while all(k.startswith("module.") for k in tensors):
-        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return tensors
 
 
 def convert(state: Mapping[str, torch.Tensor], file: str, unannotated_weight: float = 0.02) -> Conversion:
@@ -267,10 +246,6 @@ def _require(result: Conversion, file: str, keys: list[str]) -> None:
             f"{file}: looks like a {result.source} but {len(missing)} tensors are missing, "
             f"e.g. {', '.join(missing[:3])}; the file is incomplete or of another version"
         )
-
-
-def _is_tensor(value) -> bool:
-    return torch.is_tensor(value) or type(value).__module__ == "numpy"
 
 
 def _first(state: Mapping, count: int = 5) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
-from ..utils.errors import BLPSegError
-from .reading import load_file
+from ..utils.errors import BLPSegError, describe
+from .reading import check_finite, load_file, state_dict_of
 
 __all__ = ["load_weights"]
 
@@ -36,15 +35,17 @@ def load_weights(
         BLPSegError: the file does not fit; the message says which key would.
     """
     data = load_file(path, trust=trust)
-    weights = data.get("model", data.get("model_state", data.get("state_dict", data)))
-    if not isinstance(weights, dict):
-        raise BLPSegError(f"{path}: its 'model' is {type(weights).__name__}, not a mapping of names to weights")
-    weights = {k.removeprefix("module."): torch.as_tensor(v) for k, v in weights.items() if _is_numeric(v)}
+    weights = state_dict_of(data, path)
     own = model.state_dict()
     if not any(name in own for name in weights):
         caffe2 = path.endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
-        with _quiet("detectron2.checkpoint.c2_model_loading"):
-            weights = align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
+        try:
+            with _quiet("detectron2.checkpoint.c2_model_loading"):
+                weights = align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
+        except Exception as error:  # the matching of names is Detectron2's, and made for its own files
+            raise BLPSegError(
+                f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})"
+            ) from error
     wrong = {k: v.shape for k, v in weights.items() if k in own and v.shape != own[k].shape}
     if wrong and not other_classes:
         raise BLPSegError(f"{path}: {_shape_message(model, data, wrong)}")
@@ -62,16 +63,13 @@ def load_weights(
                 else "evaluation needs the checkpoint of a trained model, made with this config"
             )
         )
+    check_finite(path, loaded)
     model.load_state_dict(loaded, strict=False)
     extra = len([k for k in weights if k not in own])
     logger.info(
         f"{path}: loaded {len(loaded)} weights; {len(missing)} of the model keep their initial values"
         + (f"; {extra} have no place in the model" if extra else "")
     )
-
-
-def _is_numeric(value) -> bool:
-    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
 
 
 def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:

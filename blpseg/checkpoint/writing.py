@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import re
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,30 +17,55 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import BLPSegError, describe
-from .reading import load_file
+from .reading import DIGEST_LENGTH, DIGEST_MARK, check_finite, load_file
 
 __all__ = ["Checkpointer", "provenance", "save_atomic", "write_atomic"]
 
 logger = logging.getLogger(__name__)
 
+_END_RECORD = 22  # bytes of a zip's end record without a comment
+
 
 class _Sink:
-    """A file for ``torch.save`` that keeps the first write error: raised inside torch's zip writer it would abort."""
+    """A file for ``torch.save`` that adds the digest which :mod:`.reading` verifies, and keeps the first write error.
+
+    Raised inside torch's zip writer the error would abort the process.
+    """
 
     def __init__(self, file):
         self.file = file
         self.error: OSError | None = None
+        self._digest = hashlib.sha256()
+        self._held = b""  # the last 22 bytes so far: at the end they are the zip's end record, which counts its comment
 
     def write(self, data) -> int:
-        if self.error is None:
-            try:
-                self.file.write(data)
-            except OSError as error:
-                self.error = error
+        end = bytes(data[-_END_RECORD:])
+        if len(end) < _END_RECORD:
+            data, end = self._held + end, (self._held + end)[-_END_RECORD:]
+        else:
+            self._emit(self._held)
+        self._emit(memoryview(data)[: len(data) - len(end)])
+        self._held = end
         return len(data)
 
     def flush(self) -> None:
         pass
+
+    def finish(self) -> None:
+        """Write the end record with the digest as the zip's comment; raise the first write error."""
+        length = len(DIGEST_MARK) + DIGEST_LENGTH
+        self._emit(self._held[:-2] + length.to_bytes(2, "little") + DIGEST_MARK)
+        self._emit(self._digest.hexdigest().encode())
+        if self.error is not None:
+            raise self.error
+
+    def _emit(self, data) -> None:
+        if self.error is None:
+            try:
+                self.file.write(data)
+                self._digest.update(data)
+            except OSError as error:
+                self.error = error
 
 
 def write_atomic(path: str | os.PathLike, write) -> None:
@@ -73,13 +98,12 @@ def write_atomic(path: str | os.PathLike, write) -> None:
 
 
 def save_atomic(path: str, data: dict) -> None:
-    """``torch.save`` through :func:`write_atomic`."""
+    """``torch.save`` through :func:`write_atomic`, with a digest by which :func:`.load_file` finds any damage."""
 
     def write(file):
         sink = _Sink(file)
         torch.save(data, sink)
-        if sink.error is not None:
-            raise sink.error
+        sink.finish()
 
     write_atomic(path, write)
 
@@ -204,23 +228,32 @@ class Checkpointer:
         for iteration in self.iterations():
             path = self.path(iteration)
             try:
-                self._verify(path)
                 state = load_file(path, trust=trust)
-                if state.get("iteration") != iteration or "optimizer" not in state:
-                    raise BLPSegError(f"{path}: not a checkpoint of a training run")
+                _check_fields(path, state, iteration)
             except (BLPSegError, OSError) as error:
                 logger.warning(f"checkpoint skipped, the one before it is tried: {describe(error)}")
                 continue
             yield path, state
 
-    @staticmethod
-    def _verify(path: str) -> None:
-        """Compare every record with its checksum; torch.load does not."""
-        local = PathManager.get_local_path(path)
-        try:
-            with zipfile.ZipFile(local) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, zipfile.zlib.error) as error:
-            raise BLPSegError(f"{path}: truncated or not a checkpoint ({describe(error)})") from error
-        if broken is not None:
-            raise BLPSegError(f"{path}: damaged (checksum of {broken})")
+
+_FIELDS = {
+    "model": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "iteration": int,
+    "seed": int,
+    "world_size": int,
+    "config": str,
+}
+
+
+def _check_fields(path: str, state: dict, iteration: int) -> None:
+    """Raises BLPSegError unless ``state`` is what :meth:`.Trainer.state` gave after ``iteration``, all of it finite."""
+    odd = [name for name, kind in _FIELDS.items() if not isinstance(state.get(name), kind)]
+    if odd or state["iteration"] != iteration:
+        raise BLPSegError(
+            f"{path}: not a checkpoint of a training run after iteration {iteration} (its {odd or 'number'})"
+        )
+    if not isinstance(state["optimizer"].get("state"), dict) or state["seed"] < 0 or state["world_size"] < 1:
+        raise BLPSegError(f"{path}: damaged (its optimizer, seed or world_size)")
+    check_finite(path, state["model"])
