@@ -14,7 +14,7 @@ from ..utils.errors import BLPSegError, describe
 
 __all__ = ["check_pickle"]
 
-MAX_OPCODES = 2_000_000  # the checkpoint of a ResNet-101 has 60,000
+MAX_OPCODES = 500_000  # the checkpoint of a ResNet-101 has 60,000
 MAX_DEPTH = 100
 LARGE = 1 << 31  # smaller integers do not share a hash
 
@@ -84,7 +84,7 @@ class _Machine:
                 raise _TooMuch(f"memo index {argument}")
             step = _STEPS.get(opcode.name)
             if step is None:
-                raise _TooMuch(f"pickle operation {opcode.name}")
+                raise ValueError(f"pickle operation {opcode.name}")
             step(self, argument)
 
     def items(self, count: int | None = None) -> list:

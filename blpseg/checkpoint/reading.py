@@ -91,11 +91,11 @@ def load_file(path: str, *, trust: bool = False) -> dict:
         with open(local, "rb") as file:
             data = _load(file, path, trust)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(it would call \S+|codec \S+|bytearray of another kind)", str(error))
+        found = re.search(
+            r"GLOBAL (\S+)|(it would call \S+|codec \S+|bytearray of .*|Unsupported operand \d+)", str(error)
+        )
         if found is None:
-            raise BLPSegError(
-                f"{path}: not a readable weights file ({describe(error)[:120]}); fetch it again"
-            ) from error
+            raise BLPSegError(f"{path}: not a weights file ({describe(error)[:120]}); fetch it again") from error
         raise BLPSegError(
             f"{path}: refused, it holds more than tensors and plain containers ({found[1] or found[2]}); get it as "
             "plain tensors, or pass --trust-checkpoint if you trust whoever made it"
@@ -213,7 +213,11 @@ def state_dict_of(checkpoint: object, file: str) -> dict[str, torch.Tensor]:
 
 def _is_numeric(value) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        return (
+            value.layout == torch.strided
+            and value.device.type == "cpu"
+            and not (value.is_quantized or value.is_complex())
+        )
     return isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub"
 
 

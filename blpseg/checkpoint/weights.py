@@ -78,7 +78,7 @@ def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -
     heads = ("sem_seg_head.", "annotation_head.")
     if all(k.startswith(heads) for k in wrong):
         for k, found in wrong.items():
-            if k.startswith("sem_seg_head."):
+            if k.startswith("sem_seg_head.") and found:
                 return (
                     f"made for {found[0]} classes, the config has MODEL.SEM_SEG_HEAD.NUM_CLASSES {own[k].shape[0]}; "
                     f"set it to {found[0]}, or start the class layers anew with SOLVER.FINETUNE_OTHER_CLASSES True"

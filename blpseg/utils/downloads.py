@@ -7,8 +7,9 @@ import logging
 import os
 import re
 import uuid
+from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from urllib.request import urlopen
 
 from .errors import BLPSegError, describe
@@ -24,7 +25,8 @@ _TIMEOUT = 60  # seconds without a byte
 def cache_path(url: str) -> Path:
     """Where the file of a URL is kept: in a folder named by the SHA-256 of the whole URL, under its last name."""
     root = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
-    name = re.sub(r"[^\w.+=-]", "_", unquote(urlsplit(url).path).rsplit("/", 1)[-1], flags=re.ASCII)[-100:].lstrip(".")
+    last = unquote(re.split("[?#]", url)[0]).rsplit("/", 1)[-1]
+    name = re.sub(r"[^\w.+=-]", "_", last, flags=re.ASCII)[-100:].lstrip(".")
     return root / "by_url" / hashlib.sha256(url.encode()).hexdigest()[:32] / (name or "file")
 
 
@@ -91,7 +93,7 @@ def _download(name: str, url: str, digest: str) -> Path:
             if digest and found != digest:
                 raise BLPSegError(f"{name}: its SHA-256 is {found}, not {digest}; it is not the file that was meant")
             os.replace(temporary, target)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise BLPSegError(
                 f"{name}: cannot be fetched ({describe(error)}); download it elsewhere and put it at {target}, or give "
                 "the path where it lies"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from blpseg.checkpoint import Checkpointer, load_file, load_weights, save_atomic
+from blpseg.utils.downloads import cache_path
 from blpseg.utils.errors import BLPSegError
 
 
@@ -136,12 +137,11 @@ def test_half_a_backbone_is_refused(tmp_path):
 
 def test_unreachable_url_says_where_to_put_the_file(monkeypatch, tmp_path):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("blpseg.utils.downloads.urlopen", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(BLPSegError) as info:
         load_file("detectron2://DeepLab/R-103.pkl")
-    place = tmp_path / "detectron2" / "DeepLab" / "R-103.pkl"
-    assert str(place) in str(info.value)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    place = cache_path("https://dl.fbaipublicfiles.com/detectron2/DeepLab/R-103.pkl")
+    assert str(place) in str(info.value) and place.is_relative_to(tmp_path)
     place.write_bytes(pickle.dumps({"model": BACKBONE}))
     assert load_file("detectron2://DeepLab/R-103.pkl")["model"].keys() == BACKBONE.keys()
 
