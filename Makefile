@@ -18,7 +18,7 @@ DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_tiny.yaml
 install: $(INSTALLED)
 	@cat $<
 
-$(INSTALLED): requirements.lock requirements-detectron2.txt setup.py Makefile
+$(INSTALLED): requirements.lock requirements-detectron2.txt setup.py pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make install PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9

@@ -5,7 +5,7 @@ Importing the package registers its models, decoders, losses and data sets with 
 
 import warnings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Detectron2 scripts two functions at import; recent torch tells every user so at every start.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from detectron2.config import CfgNode as CN
@@ -180,7 +181,8 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
     """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs.
 
     Args:
-        config_file: path of a YAML file, or "" for the defaults alone.
+        config_file: path of a YAML file, or the name of one of BLPSeg's own (``Synthetic-Scribble/blpseg_tiny.yaml``)
+            where no such path exists, or "" for the defaults alone.
         opts: alternating keys and values, as on the command line.
 
     Raises:
@@ -190,8 +192,7 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
     cfg = get_detectron2_cfg()
     add_blpseg_config(cfg)
     if config_file:
-        if not PathManager.isfile(config_file):
-            raise BLPSegError(f"{config_file}: no such config file")
+        config_file = _find_config(config_file)
         try:
             # Detectron2's merge_from_file falls back to a YAML loader that can run code; this one does not.
             node = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
@@ -207,6 +208,15 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
         raise BLPSegError(f"config options come as KEY VALUE pairs; {opts[-1]!r} stands alone")
     _merge(cfg, lambda: cfg.merge_from_list(opts), "command line")
     return cfg
+
+
+def _find_config(name: str) -> str:
+    """``name`` if it is a file, else the file of that name among the configs of this clone or installed wheel."""
+    package = Path(__file__).parent
+    for path in (name, *(str(folder / "configs" / name) for folder in (package.parent, package))):
+        if PathManager.isfile(path):
+            return path
+    raise BLPSegError(f"{name}: no such config file")
 
 
 def flatten(node: dict, prefix: str = "") -> dict[str, object]:

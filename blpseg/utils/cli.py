@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from .errors import BLPSegError, debug_enabled, describe
 
-__all__ = ["add_debug_flag", "count", "run_command"]
+__all__ = ["add_debug_flag", "console", "count", "run_command"]
+
+# Console script -> the module of tools/ or datasets/ whose main() it runs.
+_CONSOLE = {
+    "blpseg-train": "tools.train_net",
+    "blpseg-demo": "tools.demo",
+    "blpseg-check": "tools.check_dataset",
+    "blpseg-annotate": "tools.annotate",
+    "blpseg-visualize": "tools.visualize_data",
+    "blpseg-convert": "tools.convert_checkpoint",
+    "blpseg-export": "tools.export_model",
+    "blpseg-label-preference": "tools.label_preference",
+    "blpseg-make-synthetic": "prepare.make_synthetic",
+    "blpseg-prepare-scribbles": "prepare.prepare_scribbles",
+    "blpseg-simulate-scribbles": "prepare.simulate_scribbles",
+}
 
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
@@ -36,6 +53,12 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def console() -> None:
+    """Every console script: the command line that belongs to the name it was called by (pyproject.toml)."""
+    module = importlib.import_module(f"blpseg.{_CONSOLE[Path(sys.argv[0]).stem]}")
+    run_command(module.main)
 
 
 def run_command(main: Callable[..., int | None], *args) -> None:
