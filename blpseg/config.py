@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg as get_detectron2_cfg
-from detectron2.projects.deeplab import add_deeplab_config
-from detectron2.utils.file_io import PathManager
 
+try:
+    from detectron2.config import CfgNode as CN
+    from detectron2.config import get_cfg as get_detectron2_cfg
+    from detectron2.projects.deeplab import add_deeplab_config
+except ImportError as error:
+    raise ImportError(
+        f"blpseg needs Detectron2, which is missing or broken here ({error}); run `make install` in the "
+        "project's root, or see 'Your own Detectron2' in README.md"
+    ) from error
+
+from .utils import paths
 from .utils.errors import BLPSegError
 
 __all__ = ["add_blpseg_config", "flatten", "get_cfg"]
@@ -214,7 +221,7 @@ def _find_config(name: str) -> str:
     """``name`` if it is a file, else the file of that name among the configs of this clone or installed wheel."""
     package = Path(__file__).parent
     for path in (name, *(str(folder / "configs" / name) for folder in (package.parent, package))):
-        if PathManager.isfile(path):
+        if paths.isfile(path):
             return path
     raise BLPSegError(f"{name}: no such config file")
 

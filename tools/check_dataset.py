@@ -4,8 +4,6 @@
 import argparse
 import json
 
-from blpseg import get_cfg
-from blpseg.data.check import check_datasets
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.files import write_bytes_atomic
@@ -42,6 +40,9 @@ def main() -> int:
     add_debug_flag(parser)
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys, after --config-file")
     arguments = parser.parse_intermixed_args()
+
+    from blpseg import get_cfg
+    from blpseg.data.check import check_datasets
 
     cfg = get_cfg(arguments.config_file, arguments.opts)  # also registers DATASETS.FOLDER
     names = arguments.dataset or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]

@@ -12,9 +12,6 @@ Nothing in the files is executed.
 import argparse
 import os
 
-import blpseg  # noqa: F401  (says in one line when Detectron2 is missing)
-from blpseg.checkpoint import load_file, provenance, save_atomic
-from blpseg.checkpoint.conversion import convert, state_dict_of
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
 
@@ -33,6 +30,9 @@ def main() -> None:
         raise BLPSegError(f"{args.output}: the converted file's name must end in .pth")
     if os.path.realpath(args.input) == os.path.realpath(args.output):
         raise BLPSegError(f"{args.output}: is the input; give another name so that the original stays")
+
+    from blpseg.checkpoint import load_file, provenance, save_atomic
+    from blpseg.checkpoint.conversion import convert, state_dict_of
 
     state = state_dict_of(load_file(args.input), args.input)
     result = convert(state, args.input, args.unannotated_weight)

@@ -8,12 +8,6 @@ its class, the spacious middle is annotated more often than the boundary and thi
 import argparse
 import os
 
-from detectron2.data import MetadataCatalog
-from detectron2.utils.file_io import PathManager
-
-import blpseg  # noqa: F401  (registers the data sets)
-from blpseg.data.datasets.splits import load_records
-from blpseg.scribbles import preference
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
 
@@ -48,6 +42,12 @@ def main():
     if args.width < 1 or (args.workers is not None and args.workers < 1):
         parser.error("--width and --workers are 1 or more")
 
+    from detectron2.data import MetadataCatalog
+
+    from blpseg.data.datasets import load_records
+    from blpseg.scribbles import preference
+    from blpseg.utils import paths
+
     records = [r for r in load_records(args.dataset, optional=("scribbles",)) if "sem_seg_file_name" in r]
     drawn = [r for r in records if "scribble_file_name" in r]
     if not drawn and not args.simulate:
@@ -64,7 +64,7 @@ def main():
     )
     sets = ["on disk"] * bool(drawn) + [f"simulated, preference {value:g}" for value in args.simulate]
 
-    PathManager.mkdirs(args.output)
+    paths.makedirs(args.output)
     table, figure = (os.path.join(args.output, f"label_preference.{kind}") for kind in ("csv", "png"))
     preference.write_csv(table, counts, metadata.stuff_classes, sets)
     preference.plot(figure, counts, metadata.stuff_classes, sets, f"{args.dataset}: {len(drawn or records)} images")

@@ -7,7 +7,6 @@ import signal
 # Until the run has set up its own handling, Ctrl-C ends this process without a traceback of the imports below.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from blpseg.engine import run  # noqa: E402
 from blpseg.utils.cli import add_debug_flag, run_command  # noqa: E402
 
 EXAMPLES = """
@@ -55,7 +54,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    return run(parser().parse_intermixed_args())
+    args = parser().parse_intermixed_args()
+
+    from blpseg.engine import run
+
+    return run(args)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,8 @@ import itertools
 import os
 import sys
 
-import numpy as np
-from detectron2.data import MetadataCatalog
-from tqdm import tqdm
-
-from blpseg import get_cfg
-from blpseg.data.augmentation import PADDING_LABEL
-from blpseg.data.build import build_train_loader
-from blpseg.data.datasets import load_records
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import read_image, read_label, write_png_atomic
-from blpseg.visualization import data_panels
 
 EXAMPLE = """
 Where there is no label the image is washed out and grey; padding has a colour of its own. The legend names the classes
@@ -50,6 +40,11 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys")
     arguments = parser.parse_intermixed_args()
 
+    from tqdm import tqdm
+
+    from blpseg import get_cfg
+    from blpseg.utils.files import write_png_atomic
+
     cfg = get_cfg(arguments.config_file, arguments.opts)
     if arguments.dataset:
         cfg.DATASETS.TRAIN = tuple(arguments.dataset)
@@ -71,6 +66,12 @@ def main() -> None:
 
 
 def _annotations(names):
+    from detectron2.data import MetadataCatalog
+
+    from blpseg.data.datasets import load_records
+    from blpseg.utils.files import read_image, read_label
+    from blpseg.visualization import data_panels
+
     for name in names:
         metadata = MetadataCatalog.get(name)
         for record in load_records(name, optional=("scribbles", "masks"), sizes=False):
@@ -86,6 +87,13 @@ def _annotations(names):
 
 
 def _loaded(cfg):
+    import numpy as np
+    from detectron2.data import MetadataCatalog
+
+    from blpseg.data.augmentation import PADDING_LABEL
+    from blpseg.data.build import build_train_loader
+    from blpseg.visualization import data_panels
+
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     samples = itertools.chain.from_iterable(build_train_loader(cfg))
     for position, sample in enumerate(samples):

@@ -10,9 +10,9 @@ from functools import partial
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image, read_label
 from ..utils.parallel import map_files
@@ -366,7 +366,7 @@ def _add(report: DatasetReport, result: dict) -> None:
 def _note(report: DatasetReport) -> None:
     split = splits().get(report.name)
     for part in ("scribbles", "masks"):
-        if split is not None and split.path(part) and not PathManager.isdir(split.path(part)):
+        if split is not None and split.path(part) and not paths.isdir(split.path(part)):
             report.notes.append(f"{split.path(part)}: no such folder; {split.remedy(part)}")
     for part in ("scribble", "mask"):
         pixels = getattr(report, f"{part}_pixels")

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ..scribbles import simulate_scribble
+from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.files import write_bytes_atomic, write_png_atomic
 from ..utils.parallel import process_files
@@ -295,7 +295,7 @@ def make_synthetic(
         targets[order] = np.roll(order, 1)  # one cycle: none keeps its own
     tasks = [(output, settings, "val", i, i) for i in range(val)]
     tasks += [(output, settings, "train", i, int(targets[i])) for i in range(train)]
-    tasks = [task for task in tasks if not all(map(PathManager.isfile, _paths(task).values()))]
+    tasks = [task for task in tasks if not all(map(paths.isfile, _paths(task).values()))]
     if not tasks:
         return False
     report = process_files(_write_scene, tasks, jobs, "scenes")
@@ -335,13 +335,13 @@ def _prepare_folder(output: str, settings: dict) -> None:
     """Leave only files made with these settings in the folder, and the settings beside them."""
     path = os.path.join(output, METADATA)
     made_with = None
-    if PathManager.isfile(path):
-        with PathManager.open(path) as file:
+    if paths.isfile(path):
+        with paths.open_file(path) as file:
             try:
                 made_with = json.load(file)
             except json.JSONDecodeError as error:
                 raise BLPSegError(f"{path}: not JSON ({error}); remove the folder to have it made anew") from error
-    elif PathManager.isdir(output) and PathManager.ls(output):
+    elif paths.isdir(output) and paths.listdir(output):
         raise BLPSegError(f"{output}: not empty and without {METADATA}, so not made here; choose another --output")
     if made_with == settings:
         return

@@ -11,8 +11,8 @@ from xml.parsers import expat
 
 import numpy as np
 from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
-from detectron2.utils.file_io import PathManager
 
+from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 
 MAX_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompression bomb
@@ -21,7 +21,7 @@ MAX_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompr
 def read_bytes(path: str) -> bytes:
     """Raises BLPSegError for a file that is missing, unreadable or empty."""
     try:
-        with PathManager.open(path, "rb") as file:
+        with paths.open_file(path, "rb") as file:
             data = file.read()
     except OSError as error:
         raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
+from ..utils import paths
 from ..utils.errors import BLPSegError, debug_enabled, describe
 from ..utils.files import write_bytes_atomic
 from ..utils.parallel import default_workers, map_parallel
@@ -69,12 +69,12 @@ def list_files(source: str, extensions: tuple[str, ...], title: str) -> list[str
     Raises:
         BLPSegError: there are none.
     """
-    if not PathManager.exists(source):
+    if not paths.exists(source):
         raise BLPSegError(f"{source}: no such file or folder; correct the path")
-    if PathManager.isfile(source):
+    if paths.isfile(source):
         return [source]
-    names = sorted(name for name in PathManager.ls(source) if name.lower().endswith(extensions))
-    files = [path for path in (os.path.join(source, name) for name in names) if not PathManager.isdir(path)]
+    names = sorted(name for name in paths.listdir(source) if name.lower().endswith(extensions))
+    files = [path for path in (os.path.join(source, name) for name in names) if not paths.isdir(path)]
     if not files:
         raise BLPSegError(f"{source}: no {' or '.join(extensions)} file in it ({title} expected); correct the path")
     return files
@@ -108,9 +108,9 @@ def make_labels(
     Raises:
         BLPSegError: the output folder is unusable.
     """
-    if PathManager.isfile(output_dir):
+    if paths.isfile(output_dir):
         raise BLPSegError(f"{output_dir}: is a file; the output is a folder")
-    PathManager.mkdirs(output_dir)
+    paths.makedirs(output_dir)
     if os.path.realpath(output_dir) == os.path.realpath(os.path.dirname(files[0])):
         raise BLPSegError(f"{output_dir}: holds the source files themselves; choose another folder for the labels")
 
@@ -220,7 +220,7 @@ def _stamp(*content: bytes) -> bytes:
 def _carries(path: str, stamp: bytes) -> bool:
     """Whether a label is there, whole, and made from the same."""
     try:
-        with PathManager.open(path, "rb") as file:
+        with paths.open_file(path, "rb") as file:
             head = file.read(_AFTER_HEADER + len(stamp))
             file.seek(-len(_PNG_END), os.SEEK_END)
             return head[_AFTER_HEADER:] == stamp and file.read() == _PNG_END

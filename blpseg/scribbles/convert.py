@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
+from ..utils import paths
 from ..utils.errors import BLPSegError
 from .batch import ConversionReport, Picture, list_files, make_labels
 from .formats import FORMATS
@@ -53,7 +53,7 @@ def convert_annotations(
     """
     if isinstance(vocabulary, str):
         vocabulary = load_vocabulary(vocabulary)
-    if images is not None and not PathManager.isdir(images):
+    if images is not None and not paths.isdir(images):
         raise BLPSegError(f"{images}: no such folder of images; correct the path")
     files = list_files(source, (FORMATS[format].extension,), FORMATS[format].title)
     return make_labels(

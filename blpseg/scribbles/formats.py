@@ -19,9 +19,9 @@ from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import image_size
 from ._untrusted import MAX_PIXELS, check_size, check_xml, parse_json, parse_xml, pixel_points, read_bytes
@@ -65,7 +65,7 @@ def _find_image(folder, image_name):
     name = PurePosixPath(str(image_name).replace("\\", "/")).name
     stem = PurePosixPath(name).stem
     for candidate in (name, *(stem + ext for ext in (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))):
-        if candidate and PathManager.isfile(os.path.join(folder, candidate)):
+        if candidate and paths.isfile(os.path.join(folder, candidate)):
             return os.path.join(folder, candidate)
     return None
 

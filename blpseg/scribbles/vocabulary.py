@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field
 
 import yaml
-from detectron2.utils.file_io import PathManager
 
+from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 from .rasterize import UNANNOTATED
 
@@ -82,7 +82,7 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
         names = VOC_NAMES if name_or_path == "voc" else CONTEXT_NAMES
         colors = {voc_color(number): number for number in [*range(len(names)), UNANNOTATED]}
         return Vocabulary(name_or_path, {name: number for number, name in enumerate(names)}, colors)
-    if not PathManager.isfile(name_or_path):
+    if not paths.isfile(name_or_path):
         raise BLPSegError(f"vocabulary {name_or_path!r}: no such file, nor one of 'voc' and 'context'")
     return _Reader(name_or_path).vocabulary
 
@@ -99,7 +99,7 @@ class _Reader:
         self.ids: dict[str, int] = {}
         self.colors: dict[tuple[int, int, int], int] = {}
         try:
-            with PathManager.open(path, "rb") as file:
+            with paths.open_file(path, "rb") as file:
                 data = file.read(_LARGEST_FILE + 1)
             if len(data) > _LARGEST_FILE:
                 raise BLPSegError(f"{path}: over {_LARGEST_FILE} bytes; {_FORM}")

@@ -10,9 +10,9 @@ import uuid
 
 import cv2
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
+from . import paths
 from .errors import BLPSegError, describe
 
 __all__ = [
@@ -50,7 +50,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     decodes with PIL at about twice the time.
 
     Args:
-        path: any path that PathManager knows.
+        path: as in :mod:`blpseg.utils.paths`.
         format: "RGB" or "BGR", the order of the channels.
 
     Returns:
@@ -137,7 +137,7 @@ def image_size(path: str) -> tuple[int, int]:
         BLPSegError: the file is missing or no image.
     """
     try:
-        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        with paths.open_file(path, "rb") as file, Image.open(file) as image:
             width, height = image.size
             # Asking a PNG for EXIF data decodes all of it, unless the header has told.
             exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
@@ -182,17 +182,17 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
     """Write a file in one step: under a temporary name in the same folder, then renamed over ``path``."""
     folder, name = os.path.split(path)
     if "://" in path:  # an object store shows a file only when it is complete
-        with PathManager.open(path, "wb") as file:
+        with paths.open_file(path, "wb") as file:
             file.write(data)
         return
     if folder:
-        PathManager.mkdirs(folder)
+        paths.makedirs(folder)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with PathManager.open(temporary, "wb") as file:
+        with paths.open_file(temporary, "wb") as file:
             file.write(data)
         # PathManager.mv does not replace what is there.
-        os.replace(PathManager.get_local_path(temporary), PathManager.get_local_path(path))
+        os.replace(paths.local_path(temporary), paths.local_path(path))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -226,10 +226,8 @@ def check_writable(path: str) -> None:
 
 
 def _read_bytes(path: str) -> bytes:
-    # Asking PathManager costs as much as reading a label; it does nothing more for a plain path.
-    opener = PathManager.open if "://" in path else open
     try:
-        with opener(path, "rb") as file:
+        with paths.open_file(path, "rb") as file:
             return file.read()
     except FileNotFoundError as error:
         raise BLPSegError(f"{path}: no such file") from error

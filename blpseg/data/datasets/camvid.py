@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from detectron2.utils.file_io import PathManager
-
 from ...scribbles.simulate_folder import simulate_folder
+from ...utils import paths
 from ...utils.errors import BLPSegError
 from ...utils.files import image_size, read_label
 from ...utils.parallel import process_files
@@ -81,7 +80,7 @@ def prepare(
     failures = 0
     for name in ("train", "val", "test"):
         images_folder, masks_folder = os.path.join(root, name), os.path.join(root, f"{name}annot")
-        if name != "train" and not PathManager.isdir(images_folder):
+        if name != "train" and not paths.isdir(images_folder):
             print(f"{images_folder}: not there; camvid_{name} cannot be used")
             continue
         require_folder(images_folder, help_text)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import yaml
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 
 from ...scribbles.vocabulary import Vocabulary, load_vocabulary
+from ...utils import paths
 from ...utils.errors import BLPSegError, describe
 from .splits import Split, register_split, splits, voc_colors
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 __all__ = ["register_folder"]
 
@@ -32,6 +34,8 @@ def register_folder(cfg: CfgNode) -> None:
         return
     if not folder.ROOT:
         raise BLPSegError("DATASETS.FOLDER.ROOT is empty; set it to the folder that holds images/, scribbles/, masks/")
+    from detectron2.data import DatasetCatalog
+
     root = os.path.expanduser(folder.ROOT)
     classes, colors = _classes(folder, root)
     remedies = {
@@ -84,10 +88,10 @@ def _classes(folder: CfgNode, root: str) -> tuple[list[str], list]:
 
 def _read_classes_file(path: str) -> tuple[list, list | None]:
     """Names and colours: `classes: [...]` with `colors: [[r, g, b], ...]`, or a vocabulary file of the converters."""
-    if not PathManager.isfile(path):
+    if not paths.isfile(path):
         raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
     try:
-        with PathManager.open(path) as file:
+        with paths.open_file(path) as file:
             content = yaml.safe_load(file)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BLPSegError(f"{path}: not a YAML file ({describe(error)})") from error

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from detectron2.utils.file_io import PathManager
-
 from ...scribbles.vocabulary import VOC_NAMES
+from ...utils import paths
 from ...utils.errors import BLPSegError
 from ...utils.files import write_bytes_atomic
 from .splits import Split, index_folder, read_names, register_split, require_folder, voc_colors
@@ -85,8 +84,8 @@ def prepare(root: str) -> int:
     path = os.path.join(lists, "trainaug.txt")
     content = "".join(f"{name}\n" for name in names)
     current = None
-    if PathManager.isfile(path):
-        with PathManager.open(path) as file:
+    if paths.isfile(path):
+        with paths.open_file(path) as file:
             current = file.read()
     if current != content:
         write_bytes_atomic(path, content.encode())

@@ -1,6 +1,7 @@
 """What the data sets have in common: a split on disk, its records, its place in Detectron2's catalogs.
 
-Nothing here looks at the disk before :func:`load_records` (or ``DatasetCatalog.get``) is called.
+Nothing here looks at the disk before :func:`load_records` (or ``DatasetCatalog.get``) is called, nor loads Detectron2:
+a split enters its catalogs as soon as something else has imported them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
-
 from ...scribbles.vocabulary import voc_color
+from ...utils import paths
 from ...utils.errors import BLPSegError
 from ...utils.files import IMAGE_EXTENSIONS, image_size
+from ...utils.imports import when_imported
+from ...utils.paths import data_root
 
 __all__ = [
     "Split",
-    "data_root",
     "index_folder",
     "load_records",
     "read_names",
@@ -31,11 +31,6 @@ __all__ = [
 ]
 
 _HEADER_THREADS = 16  # reading headers waits for the disk, not for the processor
-
-
-def data_root() -> str:
-    """``$DETECTRON2_DATASETS``, by default ``datasets``: asked at use, so that it can still be set after import."""
-    return os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
 def voc_colors(count: int) -> list[tuple[int, int, int]]:
@@ -99,17 +94,23 @@ def register_split(
         ignore_label: value of the dense masks that stands for "no class".
         evaluator_type: "sem_seg" or "sem_seg_volume".
     """
-    # Detectron2 has a voc_2012_val of its own, for detection.
-    DatasetCatalog.pop(split.name, None)
-    MetadataCatalog.pop(split.name, None)
+
+    def enter():
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        # Detectron2 has a voc_2012_val of its own, for detection.
+        DatasetCatalog.pop(split.name, None)
+        MetadataCatalog.pop(split.name, None)
+        DatasetCatalog.register(split.name, lambda: load_records(split.name))
+        MetadataCatalog.get(split.name).set(
+            stuff_classes=list(classes),
+            stuff_colors=[tuple(int(v) for v in color) for color in colors],
+            ignore_label=ignore_label,
+            evaluator_type=evaluator_type,
+        )
+
     _SPLITS[split.name] = split
-    DatasetCatalog.register(split.name, lambda: load_records(split.name))
-    MetadataCatalog.get(split.name).set(
-        stuff_classes=list(classes),
-        stuff_colors=[tuple(int(v) for v in color) for color in colors],
-        ignore_label=ignore_label,
-        evaluator_type=evaluator_type,
-    )
+    when_imported("detectron2.data", enter)
 
 
 def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) -> list[dict]:
@@ -127,6 +128,8 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
     """
     split = _SPLITS.get(name)
     if split is None:
+        from detectron2.data import DatasetCatalog
+
         if name not in DatasetCatalog:
             known = ", ".join(sorted(_SPLITS))
             raise BLPSegError(f"data set {name!r} is not registered; there are {known} (DATASETS.FOLDER adds your own)")
@@ -144,7 +147,7 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
         if not getattr(split, part):
             continue
         if part in optional or (part == "masks" and split.scribbles):
-            files = index_folder(split.path(part)) if PathManager.isdir(split.path(part)) else {}
+            files = index_folder(split.path(part)) if paths.isdir(split.path(part)) else {}
         else:
             files = _index(split, part)
             _require(split, part, files, stems)
@@ -172,7 +175,7 @@ def index_folder(folder: str) -> dict[str, str]:
         BLPSegError: two images share a stem.
     """
     files: dict[str, str] = {}
-    for name in sorted(PathManager.ls(folder)):
+    for name in sorted(paths.listdir(folder)):
         stem, extension = os.path.splitext(name)
         if name.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS:
             continue
@@ -184,7 +187,7 @@ def index_folder(folder: str) -> dict[str, str]:
 
 def require_folder(folder: str, remedy: str) -> None:
     """Raise BLPSegError with the remedy unless the folder exists."""
-    if not PathManager.isdir(folder):
+    if not paths.isdir(folder):
         raise BLPSegError(f"{folder}: no such folder; {remedy}")
 
 
@@ -194,9 +197,9 @@ def read_names(path: str, remedy: str) -> list[str]:
     Raises:
         BLPSegError: the file is missing, empty, or not text.
     """
-    if not PathManager.isfile(path):
+    if not paths.isfile(path):
         raise BLPSegError(f"{path}: no such list; {remedy}")
-    with PathManager.open(path, "rb") as file:
+    with paths.open_file(path, "rb") as file:
         data = file.read()
     try:
         names = data.decode("utf-8-sig").split()
