@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import cv2
 import numpy as np
 
 __all__ = ["UNANNOTATED", "rasterize_strokes", "segment_lengths", "segment_pixels"]
@@ -13,13 +14,18 @@ _MAX_PIXELS_AT_ONCE = 1 << 22  # bounds the memory that a hostile zigzag of a mi
 
 
 def rasterize_strokes(
-    strokes: Iterable[tuple[int, np.ndarray]], height: int, width: int, background: int = UNANNOTATED
+    strokes: Iterable[tuple[int, np.ndarray] | tuple[int, np.ndarray, int]],
+    height: int,
+    width: int,
+    background: int = UNANNOTATED,
 ) -> np.ndarray:
     """Draw open strokes, in order, later over earlier (METHOD section 8).
 
     Args:
         strokes: pairs of a class id (0..255) and (K, 2) integer points as (row, column), K >= 1. Points outside
             the image are clipped to it. A stroke of one point sets one pixel (the published converter drops it).
+            A third element is the width in pixels, 1 (the published rule) where it is left out: every pixel of the
+            rule is then the centre of a round brush, OpenCV's ellipse, as in :func:`simulate_scribble`.
         height, width: size of the image in pixels.
         background: value of pixels that no stroke touches.
 
@@ -27,22 +33,45 @@ def rasterize_strokes(
         (height, width) uint8.
 
     Raises:
-        ValueError: if a stroke is not a non-empty (K, 2) array or a class id does not fit uint8.
+        ValueError: if a stroke is not a non-empty (K, 2) array, a class id does not fit uint8 or a width is below 1.
     """
     label = np.full((height, width), background, dtype=np.uint8)
-    flat = label.reshape(-1)
-    class_ids, arrays = [], []
-    for class_id, points in strokes:
+    waiting: list[tuple[int, np.ndarray]] = []  # strokes one pixel wide, which are drawn all at once
+    for class_id, points, *brush in strokes:
         points = np.asarray(points)
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or points.dtype.kind not in "iu":
             raise ValueError(f"a stroke is a (K, 2) integer array with K >= 1, not {points.shape} {points.dtype}")
         if not 0 <= class_id <= 255:
             raise ValueError(f"class id {class_id} is not within 0..255")
-        class_ids.append(class_id)
-        arrays.append(points)
-    if not arrays:
-        return label
+        if brush and brush[0] < 1:
+            raise ValueError(f"a stroke is 1 pixel wide or more, not {brush[0]}")
+        if brush and brush[0] > 1:
+            _draw_thin(label, waiting)
+            waiting = []
+            _draw_wide(label, class_id, points, int(brush[0]))
+        else:
+            waiting.append((class_id, points))
+    _draw_thin(label, waiting)
+    return label
 
+
+def _draw_wide(label: np.ndarray, class_id: int, points: np.ndarray, width: int) -> None:
+    points = np.minimum(np.maximum(points, 0), np.subtract(label.shape, 1))
+    (top, left), (bottom, right) = np.maximum(points.min(axis=0) - width, 0), points.max(axis=0) + width + 1
+    line = np.zeros(label.shape, np.uint8)  # whole: fractions of large coordinates round otherwise than small ones
+    _draw_thin(line, [(1, points)])
+    # cv2.dilate stamps the mirrored kernel; only even widths, which have no middle, show it.
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))[::-1, ::-1]
+    anchor = (width - 1 - width // 2,) * 2
+    label[top:bottom, left:right][cv2.dilate(line[top:bottom, left:right], brush, anchor=anchor) > 0] = class_id
+
+
+def _draw_thin(label: np.ndarray, strokes: list[tuple[int, np.ndarray]]) -> None:
+    if not strokes:
+        return
+    height, width = label.shape
+    flat = label.reshape(-1)
+    class_ids, arrays = zip(*strokes, strict=True)
     # All strokes as one: what leads from one to the next is a segment that sets the former's last point and no more.
     stroke = np.repeat(np.arange(len(arrays)), [len(points) for points in arrays])
     points = np.concatenate([*arrays, arrays[-1][-1:]]).astype(np.int64)
@@ -63,7 +92,6 @@ def rasterize_strokes(
         for class_id, start, stop in zip(class_ids[first_stroke:], starts, starts[1:], strict=False):
             flat[place[start:stop]] = class_id
         first = last
-    return label
 
 
 def segment_pixels(points: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -150,13 +150,16 @@ def image_size(path: str) -> tuple[int, int]:
         raise BLPSegError(f"{path}: not a readable image ({describe(error)})") from error
 
 
-def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = None) -> None:
+def write_png_atomic(
+    path: str, array: np.ndarray, palette: np.ndarray | None = None, *, durable: bool = False
+) -> None:
     """Write a PNG under a temporary name in the same folder and rename it: no reader ever sees half a file.
 
     Args:
         path: where to; missing folders are made.
         array: (H, W) uint8 grey or indices, or (H, W, 3) uint8 RGB.
         palette: (K, 3) uint8 RGB, for (H, W) only: stored beside the indices, which stay as they are.
+        durable: as in :func:`write_bytes_atomic`.
 
     Raises:
         BLPSegError: the array is of another kind.
@@ -175,11 +178,17 @@ def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = 
     else:
         settings = _LABEL_PNG if array.ndim == 2 else []
         data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1], settings)[1].tobytes()
-    write_bytes_atomic(path, data)
+    write_bytes_atomic(path, data, durable=durable)
 
 
-def write_bytes_atomic(path: str, data: bytes) -> None:
-    """Write a file in one step: under a temporary name in the same folder, then renamed over ``path``."""
+def write_bytes_atomic(path: str, data: bytes, *, durable: bool = False) -> None:
+    """Write a file in one step: under a temporary name in the same folder, then renamed over ``path``.
+
+    Args:
+        path: where to; missing folders are made.
+        data: the content.
+        durable: return only when the file is on the disk, so that not even a power failure loses it.
+    """
     folder, name = os.path.split(path)
     if "://" in path:  # an object store shows a file only when it is complete
         with paths.open_file(path, "wb") as file:
@@ -191,8 +200,15 @@ def write_bytes_atomic(path: str, data: bytes) -> None:
     try:
         with paths.open_file(temporary, "wb") as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         # PathManager.mv does not replace what is there.
         os.replace(paths.local_path(temporary), paths.local_path(path))
+        if durable:
+            handle = os.open(folder or ".", os.O_RDONLY)
+            os.fsync(handle)  # the new name stands in the folder
+            os.close(handle)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

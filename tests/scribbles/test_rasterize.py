@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -34,6 +35,21 @@ def test_equals_the_plain_loop(seed):
             points = rng.integers(0, 400, 2) + np.cumsum(rng.integers(-6, 7, (count, 2)), axis=0)
         strokes.append((int(rng.integers(0, 21)), points))
     assert np.array_equal(rasterize_strokes(strokes, height, width), plain_loop(strokes, height, width))
+
+
+@pytest.mark.parametrize("width", [2, 3, 6, 9])
+def test_wide_strokes_are_a_round_brush_on_every_pixel_of_the_rule(width):
+    rng = np.random.default_rng(width)
+    thin = (4, rng.integers(0, 60, (2, 2)))
+    strokes = [(1, rng.integers(-5, 65, (5, 2)), width), thin, (2, rng.integers(0, 60, (3, 2)), width), thin]
+    expected = np.full((50, 60), 255, np.uint8)
+    brush = np.argwhere(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))) - width // 2
+    for value, points, *wide in strokes:
+        for pixel in np.argwhere(plain_loop([(value, points)], 50, 60) == value):
+            for r, c in pixel + brush if wide else [pixel]:
+                if 0 <= r < 50 and 0 <= c < 60:
+                    expected[r, c] = value
+    assert np.array_equal(rasterize_strokes(strokes, 50, 60), expected)
 
 
 def test_hand_computed():
