@@ -122,10 +122,12 @@ def _add_dataset_keys(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.NAME = ""
     cfg.DATASETS.FOLDER.ROOT = ""  # the paths below are relative to it
     cfg.DATASETS.FOLDER.CLASSES = []  # names in label order, background first
+    cfg.DATASETS.FOLDER.COLORS = []  # [R, G, B] of each class; empty = blpseg.utils.palette.distinct_colors
     cfg.DATASETS.FOLDER.CLASSES_FILE = ""  # or YAML: `classes: [...]` (and `colors`), or a vocabulary
     cfg.DATASETS.FOLDER.TRAIN_IMAGES = "images/train"
     cfg.DATASETS.FOLDER.TRAIN_SCRIBBLES = "scribbles/train"
     cfg.DATASETS.FOLDER.TRAIN_MASKS = ""  # dense masks of the training images, optional
+    cfg.DATASETS.FOLDER.SKIP_UNANNOTATED = False  # leave out training images that have no scribble file (yet)
     cfg.DATASETS.FOLDER.VAL_IMAGES = "images/val"
     cfg.DATASETS.FOLDER.VAL_MASKS = "masks/val"
     cfg.DATASETS.FOLDER.IGNORE_LABEL = 255  # in the dense masks

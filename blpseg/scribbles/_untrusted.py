@@ -137,7 +137,7 @@ def _finite(where, value) -> float:
         shown = "missing" if value is None else f"{str(value)[:40]!r}"
         raise BLPSegError(f"{where}: coordinate {shown} is no number; correct the point") from None
     except OverflowError:  # an integer beyond float64: far outside, whatever the image
-        return math.copysign(1e300, value)
+        return 1e300 if value > 0 else -1e300
     if not math.isfinite(number):
         raise BLPSegError(f"{where}: coordinate {str(value)[:40]!r} is not finite; correct the point")
     return number

@@ -49,6 +49,7 @@ class Split:
         root: "" for :func:`data_root`.
         remedies: part ("images", "scribbles", "masks", "names") -> what to do when it is missing.
         volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes.
+        skip_unannotated: leave out images without a scribble file, rather than ask for it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Split:
     root: str = ""
     remedies: Mapping[str, str] = field(default_factory=dict)
     volume: str = ""
+    skip_unannotated: bool = False
 
     def path(self, part: str) -> str:
         """Where a part ("images", "scribbles", "masks", "names") lies; "" if the split has none."""
@@ -150,7 +152,9 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
             files = index_folder(split.path(part)) if paths.isdir(split.path(part)) else {}
         else:
             files = _index(split, part)
-            _require(split, part, files, stems)
+            if part == "scribbles" and split.skip_unannotated:
+                records = [record for record in records if record["image_id"] in files]
+            _require(split, part, files, [record["image_id"] for record in records] or stems)
         for record in records:
             if record["image_id"] in files:
                 record[key] = files[record["image_id"]]
