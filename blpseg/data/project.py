@@ -19,6 +19,7 @@ from ..utils.palette import distinct_colors
 __all__ = ["CONFIG", "create_project", "folder_classes", "list_images", "read_config", "set_classes", "template"]
 
 CONFIG = "config.yaml"
+_TEMPLATE = "Folder-Scribble/blpseg_R18.yaml"
 _PARTS = ("images/train", "images/val", "masks/val", "scribbles/train")
 _DEEPEST_BASE = 20  # files that name each other as _BASE_
 _HEADER = (
@@ -28,15 +29,16 @@ _HEADER = (
 
 
 def template() -> Path:
-    """The recipe that new projects start from: the folder template of this checkout.
+    """The recipe that new projects start from: this clone's or the installed package's.
 
     Raises:
-        BLPSegError: the package stands without its configs/.
+        BLPSegError: it is missing.
     """
-    path = Path(__file__).resolve().parents[2] / "configs/Folder-Scribble/blpseg_R18.yaml"
-    if not path.is_file():
-        raise BLPSegError(f"{path}: no such recipe; run from a checkout of the project (`make install`)")
-    return path
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package.parent / "configs", package / "configs"):
+        if (folder / _TEMPLATE).is_file():
+            return folder / _TEMPLATE
+    raise BLPSegError(f"{package.parent / 'configs' / _TEMPLATE}: no such recipe; install the package again")
 
 
 def create_project(

@@ -20,6 +20,7 @@ _CONSOLE = {
     "blpseg-demo": "tools.demo",
     "blpseg-check": "tools.check_dataset",
     "blpseg-annotate": "tools.annotate",
+    "blpseg-new-project": "tools.new_project",
     "blpseg-visualize": "tools.visualize_data",
     "blpseg-convert": "tools.convert_checkpoint",
     "blpseg-export": "tools.export_model",

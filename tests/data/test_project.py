@@ -33,7 +33,7 @@ def test_readme_commands_on_a_new_project(made_folder, tmp_path, run_tool, monke
     photo = str(project / "images/train/train5.jpg")
     weights = ["MODEL.WEIGHTS", str(project / "models/model_final.pth")]
     assert run_tool("tools/demo.py", "--config-file", config, "--input", photo, *predict, *weights) == 0
-    (mask,) = (tmp_path / "masks").glob("*.png")
+    (mask,) = (tmp_path / "masks").glob("*_raw.png")
     assert cv2.imread(str(mask), cv2.IMREAD_UNCHANGED).shape[:2] == cv2.imread(photo).shape[:2]
 
 
