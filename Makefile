@@ -13,7 +13,7 @@ DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -d ' ' -f 1)
 DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_tiny.yaml
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint dist clean
 
 install: $(INSTALLED)
 	@cat $<
@@ -57,6 +57,12 @@ test: $(INSTALLED)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check blpseg
+	$(BIN)/codespell
+
+dist: $(INSTALLED)
+	rm -rf build dist
+	$(BIN)/python -W ignore -c 'import setuptools.build_meta as b; b.build_wheel("dist"); b.build_sdist("dist")'
 
 clean:
 	rm -rf .venv build dist *.egg-info output/demo .pytest_cache .ruff_cache

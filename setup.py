@@ -1,8 +1,7 @@
-"""What pyproject.toml cannot say: the wheel holds tools/, datasets/*.py and configs/ below the package.
+"""What pyproject.toml cannot say: a wheel holds tools/, datasets/*.py and configs/ inside the package.
 
-    blpseg/tools    tools/*.py      `python -m blpseg.tools.train_net`, and behind the console scripts
-    blpseg/prepare  datasets/*.py   `python -m blpseg.prepare.make_synthetic`
-    blpseg/configs  configs/        found by name where a path does not exist
+tools/*.py become blpseg.tools, datasets/*.py blpseg.prepare, and configs/ stands beside them. In a clone the packages
+look into tools/ and datasets/ (blpseg/tools/__init__.py), so that an editable install needs nothing of this.
 """
 
 from pathlib import Path
@@ -10,19 +9,29 @@ from pathlib import Path
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = {"blpseg.tools": "tools", "blpseg.prepare": "datasets", "blpseg.configs": "configs"}
+FOLDERS = {"blpseg.tools": "tools", "blpseg.prepare": "datasets"}
 
 
 class BuildPy(build_py):
     def find_package_modules(self, package, package_dir):
-        """Leave out the tools that import research/, which is not installed."""
         modules = super().find_package_modules(package, package_dir)
-        return [m for m in modules if package not in FOLDERS or "research" not in Path(m[2]).read_text()]
+        if package in FOLDERS and not self.editable_mode:
+            files = sorted(Path(FOLDERS[package]).glob("*.py"))
+            # research/ is not installed, and what imports it would not run.
+            modules += [(package, file.stem, str(file)) for file in files if "research" not in file.read_text()]
+        return modules
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for file in Path("configs").rglob("*.yaml"):
+                target = Path(self.build_lib, "blpseg", file)
+                self.mkpath(str(target.parent))
+                self.copy_file(str(file), str(target))
 
 
 setup(
-    packages=find_packages(include=["blpseg", "blpseg.*"]) + list(FOLDERS),
-    package_dir=FOLDERS,
-    package_data={"blpseg": ["py.typed", "**/*.html", "**/*.js", "**/*.css"], "blpseg.configs": ["*.yaml", "*/*.yaml"]},
+    packages=find_packages(include=["blpseg", "blpseg.*"]),
+    package_data={"blpseg": ["py.typed", "**/*.html", "**/*.js", "**/*.css"]},
     cmdclass={"build_py": BuildPy},
 )
