@@ -114,7 +114,7 @@ def test_without_aggregation(tiny_cfg):
 
 @pytest.fixture
 def diagnose(tmp_path, root, monkeypatch):
-    """Runs tools/diagnose.py here, on generated scenes and a model that has learned nothing -> its exit status."""
+    """Runs research/diagnose.py here, on generated scenes and a model that has learned nothing -> its exit status."""
     make_synthetic(str(tmp_path / "synthetic"), size=(48, 48), train=3, val=1, seed=0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     config = root / "configs/Synthetic-Scribble/blpseg_tiny.yaml"
@@ -125,7 +125,7 @@ def diagnose(tmp_path, root, monkeypatch):
         command = ["diagnose.py", "--config-file", config, *arguments, "--opts", *opts]
         monkeypatch.setattr("sys.argv", [str(x) for x in [*command, "MODEL.WEIGHTS", tmp_path / "weights.pth"]])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(root / "tools/diagnose.py"), run_name="__main__")
+            runpy.run_path(str(root / "research/diagnose.py"), run_name="__main__")
         return ended.value.code or 0
 
     return diagnose

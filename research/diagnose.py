@@ -17,7 +17,7 @@ from blpseg.utils.cli import add_debug_flag, run_command
 
 EXAMPLES = """\
 example:
-  tools/diagnose.py --config-file output/studies/acdc/runs/ACDC/BLP_+_LAM/seed0/config.yaml --limit 40 \\
+  research/diagnose.py --config-file output/studies/acdc/runs/ACDC/BLP_+_LAM/seed0/config.yaml --limit 40 \\
       --opts MODEL.WEIGHTS output/studies/acdc/runs/ACDC/BLP_+_LAM/seed0/model_final.pth
 """
 

@@ -12,15 +12,15 @@ from blpseg.utils.cli import add_debug_flag, count, run_command
 
 EXAMPLES = """
 examples:
-  tools/run_study.py research/studies/acdc.yaml --jobs 2
+  research/run_study.py research/studies/acdc.yaml --jobs 2
       into output/studies/acdc; stopped and started again, it goes on
-  tools/run_study.py research/studies/acdc.yaml --jobs 4 --opts MODEL.DEVICE cuda
-  tools/run_study.py research/studies/acdc.yaml --dry-run
-  tools/run_study.py research/studies/acdc.yaml --summary-only --output research/studies/acdc
+  research/run_study.py research/studies/acdc.yaml --jobs 4 --opts MODEL.DEVICE cuda
+  research/run_study.py research/studies/acdc.yaml --dry-run
+  research/run_study.py research/studies/acdc.yaml --summary-only --output research/studies/acdc
       table.md and the figures from runs.csv and curves.csv alone
 
-OUTPUT holds runs.csv (a row a run: scores, config, git revision, time), curves.csv, table.md, scores.png, curves.png,
-sweeps.png where keys are swept, and runs/ with the checkpoints and logs. docs/RESULTS.md describes the study file.
+OUTPUT holds runs.csv (a row for each run: scores, config, git revision, seconds), curves.csv, table.md, scores.png,
+curves.png, and runs/ with checkpoints and logs. research/README.md describes the study file.
 
 exit status: 0 all done; 1 a run failed (the others go on); 130 or 143 stopped by Ctrl-C or SIGTERM.
 """
@@ -33,9 +33,7 @@ def main() -> int:
     parser.add_argument("study", metavar="STUDY.yaml", help="the grid")
     parser.add_argument("--output", metavar="DIR", help="default: output/studies/NAME of the study file")
     parser.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (default: 1)")
-    parser.add_argument(
-        "--threads", type=count, metavar="N", help="CPU threads of a run (default: cores / jobs; scores depend on it)"
-    )
+    parser.add_argument("--threads", type=count, default=1, metavar="N", help="CPU threads of a run (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and check their configs")
     parser.add_argument("--summary-only", action="store_true", help="table and figures of what is there; train nothing")
     parser.add_argument(
@@ -44,24 +42,20 @@ def main() -> int:
     )  # fmt: skip
     args = add_debug_flag(parser).parse_args()
 
-    from blpseg.utils.parallel import default_workers
-    from research.study import load_study, run_study, summarize
+    from research.study import check_configs, load_study, run_study
+    from research.summary import summarize
 
-    name = os.path.splitext(os.path.basename(args.study))[0]
-    output = args.output or os.path.join("output", "studies", name)
+    output = args.output or os.path.join("output", "studies", Path(args.study).stem)
     study = load_study(args.study, output, args.opts)
     if args.dry_run:
+        check_configs(study)
         for run in study.runs:
             print(" | ".join(map(str, run.key)))
         print(f"{len(study.runs)} runs into {output}")
         return 0
-    status = 0
-    if not args.summary_only:
-        threads = args.threads or max(1, default_workers() // args.jobs)
-        status = run_study(study, output, jobs=args.jobs, threads=threads)
-        if status > 1:
-            return status
-    print(summarize(study, output))
+    status = 0 if args.summary_only else run_study(study, output, jobs=args.jobs, threads=args.threads)
+    if status <= 1:
+        print(summarize(study, output))
     return status
 
 
