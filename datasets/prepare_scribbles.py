@@ -2,11 +2,10 @@
 """Make scribble labels (uint8 PNG, 255 = not annotated) of annotations."""
 
 import argparse
-import sys
 
 from blpseg.scribbles.convert import convert_annotations
 from blpseg.scribbles.formats import FORMATS
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_work_flags, run_command
 
 EXAMPLES = """\
 examples:
@@ -38,12 +37,8 @@ def main():
         "PASCAL-Context classes, or a YAML file",
     )
     parser.add_argument("--images", metavar="DIR", help="folder of the images: check that the annotated sizes agree")
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs there are)")
-    parser.add_argument("--force", action="store_true", help="make labels again that are up to date")
-    add_debug_flag(parser)
+    add_work_flags(parser, force="make labels again that are up to date, and replace files that were not made here")
     args = parser.parse_args()
-    if args.workers is not None and args.workers < 1:
-        parser.error("--workers is 1 or more")
     format = next(name for name in FORMATS if getattr(args, name.replace("-", "_")) is not None)
     report = convert_annotations(
         format,
@@ -54,11 +49,7 @@ def main():
         workers=args.workers,
         force=args.force,
     )
-    print(f"{report.written} labels written to {args.output}, {report.up_to_date} up to date")
-    if report.failed:
-        print(f"error: {len(report.failed)} of {report.total} could not be converted (named above)", file=sys.stderr)
-        return 1
-    return 0
+    return report.finish("labels", args.output)
 
 
 if __name__ == "__main__":

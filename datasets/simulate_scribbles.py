@@ -2,10 +2,9 @@
 """Draw scribbles as a person might, from dense masks: every connected region gets a stroke, none leaves its region."""
 
 import argparse
-import sys
 
 from blpseg.scribbles import simulate_folder
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_work_flags, count, fraction, run_command
 
 EXAMPLES = """\
 examples:
@@ -17,20 +16,6 @@ Masks and scribbles are uint8 PNG; 255 = not annotated. A scribble depends on it
 alone. A second run makes only what is new or has changed. A file that cannot be read is named with the reason; the
 others are still done, and the exit status is 1. docs/SCRIBBLES.md shows pictures.
 """
-
-
-def fraction(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not within 0..1")
-    return value
-
-
-def count(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def main():
@@ -60,9 +45,7 @@ def main():
         default=255,
         help="value of the masks that is no class; 11 for CamVid (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=count, help="processes (default: the CPUs there are)")
-    parser.add_argument("--force", action="store_true", help="draw scribbles again that are up to date")
-    add_debug_flag(parser)
+    add_work_flags(parser, force="draw again what is up to date, and replace files that were not drawn here")
     args = parser.parse_args()
     report = simulate_folder(
         args.masks,
@@ -75,11 +58,7 @@ def main():
         workers=args.workers,
         force=args.force,
     )
-    print(f"{report.written} scribbles written to {args.output}, {report.up_to_date} up to date")
-    if report.failed:
-        print(f"error: {len(report.failed)} of {report.total} could not be made (named above)", file=sys.stderr)
-        return 1
-    return 0
+    return report.finish("scribbles", args.output)
 
 
 if __name__ == "__main__":

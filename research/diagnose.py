@@ -35,8 +35,6 @@ def main() -> None:
     if args.limit < 1:
         parser.error("--limit is 1 or more")
 
-    import json
-
     from detectron2.data import MetadataCatalog
     from tabulate import tabulate
 
@@ -44,7 +42,7 @@ def main() -> None:
     from blpseg.data.datasets import load_records, register_folder
     from blpseg.evaluation.predictor import load_model
     from blpseg.utils.errors import BLPSegError
-    from blpseg.utils.files import check_writable, without_nan, write_bytes_atomic
+    from blpseg.utils.files import check_writable, write_json
     from research.diagnosis import run
 
     cfg = get_cfg(args.config_file, args.opts)
@@ -79,7 +77,7 @@ def main() -> None:
             "weights": cfg.MODEL.WEIGHTS, "data": name, "images": len(records), "scale": scale,
             "by distance": by_distance, "by class": by_class, "aggregation": aggregation,
         }  # fmt: skip
-        write_bytes_atomic(args.output, json.dumps(without_nan(content), indent=1, allow_nan=False).encode())
+        write_json(args.output, content)
 
 
 if __name__ == "__main__":

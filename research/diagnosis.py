@@ -12,12 +12,14 @@ import torch
 from tqdm import tqdm
 
 from blpseg.evaluation.inference import class_map
-from blpseg.evaluation.report import DISTANCE_EDGES, boundary_distance, mean_iou
-from blpseg.evaluation.sem_seg import IGNORED, read_ground_truth
+from blpseg.evaluation.report import mean_iou
+from blpseg.evaluation.sem_seg import read_ground_truth
 from blpseg.modeling import BLPSeg
 from blpseg.modeling.local_aggregation import aggregation_weights
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.files import read_image, read_label
+from blpseg.utils.geometry import DISTANCE_EDGES, boundary_distance, distance_bins
+from blpseg.utils.labels import IGNORED
 
 __all__ = ["Diagnosis"]
 
@@ -58,7 +60,7 @@ class Diagnosis:
             "image_classes": torch.from_numpy(np.isin(np.arange(classes), scribble) | (np.arange(classes) == 0)),
         }
         (found,) = model.inspect([inputs])
-        bins = np.searchsorted(DISTANCE_EDGES, boundary_distance(mask), side="right") - 1
+        bins = distance_bins(boundary_distance(mask))
         labelled = mask != IGNORED
         self.pixels += self._sum(bins[labelled])
         drawn = labelled & (scribble != IGNORED)

@@ -3,7 +3,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from blpseg.utils.errors import BLPSegError
-    from blpseg.utils.files import check_writable, write_bytes_atomic
+    from blpseg.utils.files import check_writable, write_json
     from research.benchmark import BENCHMARKS, Options, table
     from research.benchmark.measure import environment
 
@@ -93,7 +92,7 @@ def main() -> None:
     def write() -> None:
         if args.output:
             content = {**result, "rows": [row.as_dict() for row in rows]}
-            write_bytes_atomic(args.output, json.dumps(content, indent=1, allow_nan=False).encode())
+            write_json(args.output, content)
 
     if args.output:
         check_writable(args.output)

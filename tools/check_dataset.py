@@ -2,12 +2,10 @@
 """The doctor of data sets: reads every file and says what is wrong. Exit status 1 when something is."""
 
 import argparse
-import json
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_work_flags, fraction, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import write_bytes_atomic
-from blpseg.utils.parallel import default_workers
+from blpseg.utils.files import write_json
 
 EXAMPLE = """
 Checks that every file opens, sizes agree and label values are in range; measures the share of annotated pixels and the
@@ -31,15 +29,13 @@ def main() -> int:
     parser.add_argument("--json", default="", metavar="FILE", help="write the whole report there as well")
     parser.add_argument(
         "--max-disagreement",
-        type=float,
+        type=fraction,
         default=0.05,
         metavar="SHARE",
         help="of a scribble's pixels that the dense mask may contradict (default: 0.05)",
     )
-    parser.add_argument("--jobs", type=int, default=default_workers(), help="processes (default: all cores)")
-    add_debug_flag(parser)
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys, after --config-file")
-    arguments = parser.parse_intermixed_args()
+    add_work_flags(parser)
+    arguments = parse_with_opts(parser)
 
     from blpseg import get_cfg
     from blpseg.data.check import check_datasets
@@ -49,12 +45,12 @@ def main() -> int:
     if not names:
         raise BLPSegError("nothing to check: give --dataset NAME ..., or --config-file FILE with DATASETS in it")
     reports = check_datasets(
-        list(dict.fromkeys(names)), jobs=arguments.jobs, max_disagreement=arguments.max_disagreement
+        list(dict.fromkeys(names)), workers=arguments.workers, max_disagreement=arguments.max_disagreement
     )
     print("\n\n".join(report.as_text() for report in reports))
     if arguments.json:
         content = {"healthy": all(r.healthy for r in reports), "datasets": [r.as_dict() for r in reports]}
-        write_bytes_atomic(arguments.json, json.dumps(content, indent=2).encode())
+        write_json(arguments.json, content)
         print(f"\nwrote {arguments.json}")
     return 0 if all(report.healthy for report in reports) else 1
 

@@ -8,7 +8,7 @@ its class, the spacious middle is annotated more often than the boundary and thi
 import argparse
 import os
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_work_flags, count, fraction, run_command
 from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """\
@@ -26,21 +26,16 @@ def main():
     parser.add_argument("--output", metavar="DIR", required=True, help="folder for the CSV and the figure")
     parser.add_argument(
         "--simulate",
-        type=float,
+        type=fraction,
         nargs="*",
         default=[],
         metavar="PREFERENCE",
         help="also measure scribbles simulated at these preferences, 0..1",
     )
-    parser.add_argument("--width", type=int, default=1, help="of simulated strokes, in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=count, default=1, help="of simulated strokes, in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of simulated strokes (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: the CPUs there are)")
-    add_debug_flag(parser)
+    add_work_flags(parser)
     args = parser.parse_args()
-    if not all(0 <= value <= 1 for value in args.simulate):
-        parser.error("--simulate takes numbers within 0..1")
-    if args.width < 1 or (args.workers is not None and args.workers < 1):
-        parser.error("--width and --workers are 1 or more")
 
     from detectron2.data import MetadataCatalog
 

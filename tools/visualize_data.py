@@ -90,8 +90,8 @@ def _loaded(cfg):
     import numpy as np
     from detectron2.data import MetadataCatalog
 
-    from blpseg.data.augmentation import PADDING_LABEL
     from blpseg.data.build import build_train_loader
+    from blpseg.utils.labels import IGNORED
     from blpseg.visualization import data_panels
 
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
@@ -104,7 +104,7 @@ def _loaded(cfg):
         stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
         yield (
             f"{position:05d}_{stem}",
-            data_panels(np.ascontiguousarray(image), metadata, scribble=label, padding=label == PADDING_LABEL),
+            data_panels(np.ascontiguousarray(image), metadata, scribble=label, padding=label == IGNORED),
         )
 
 

@@ -17,9 +17,10 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import BLPSegError, describe
+from ..utils.files import write_atomic
 from .reading import DIGEST_LENGTH, DIGEST_MARK, check_finite, load_file
 
-__all__ = ["Checkpointer", "provenance", "save_atomic", "write_atomic"]
+__all__ = ["Checkpointer", "provenance", "save_atomic"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,35 +69,6 @@ class _Sink:
                 self.error = error
 
 
-def write_atomic(path: str | os.PathLike, write) -> None:
-    """Call ``write(file)`` on a temporary binary file beside ``path``, flush it to the disk, rename it to ``path``.
-
-    Raises:
-        OSError: with the path in it; ``path`` is as it was and the temporary file is gone.
-    """
-    path = os.fspath(path)
-    if "://" in path:  # object stores show a file only once it is complete
-        with PathManager.open(path, "wb") as file:
-            write(file)
-        return
-    temporary = os.path.join(os.path.dirname(path) or ".", f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        try:
-            os.unlink(temporary)
-        except OSError:
-            pass  # it was never made, or the file system is gone; the first error is the one to tell
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{path}: cannot be written: {error.strerror or error}") from error
-        raise
-    _sync_folder(os.path.dirname(path) or ".")
-
-
 def save_atomic(path: str, data: dict) -> None:
     """``torch.save`` through :func:`write_atomic`, with a digest by which :func:`.load_file` finds any damage."""
 
@@ -106,19 +78,6 @@ def save_atomic(path: str, data: dict) -> None:
         sink.finish()
 
     write_atomic(path, write)
-
-
-def _sync_folder(folder: str) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return  # Windows cannot open folders
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass  # some network file systems refuse; the rename itself is done
-    finally:
-        os.close(handle)
 
 
 @functools.lru_cache

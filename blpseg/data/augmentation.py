@@ -11,10 +11,9 @@ from detectron2.config import CfgNode, configurable
 from torchvision.transforms import functional as photometric
 
 from ..utils.errors import BLPSegError
+from ..utils.labels import IGNORED
 
-__all__ = ["PADDING_LABEL", "TrainingAugmentation"]
-
-PADDING_LABEL = 255  # outside the image, in training labels
+__all__ = ["TrainingAugmentation"]
 
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "none": None}  # of cv2.flip
 _MAX_JITTER = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
@@ -124,7 +123,7 @@ class TrainingAugmentation:
         if any(self.color_jitter.values()):
             planes = self._jitter(np.stack(planes), u_jitter)
 
-        label_out = np.full((crop_height, crop_width), PADDING_LABEL, np.uint8)
+        label_out = np.full((crop_height, crop_width), IGNORED, np.uint8)
         label_out[target_y, target_x] = label[source_y, source_x]
         image_out = np.empty((3, crop_height, crop_width), np.float32)
         for channel, plane, mean in zip(image_out, planes, self.pixel_mean, strict=True):
@@ -132,7 +131,7 @@ class TrainingAugmentation:
                 channel[:] = mean
             channel[target_y, target_x] = plane
             if angle:
-                channel[label_out == PADDING_LABEL] = mean
+                channel[label_out == IGNORED] = mean
         return image_out, label_out
 
     def _jitter(self, planes: np.ndarray, draws: Sequence[float]) -> np.ndarray:
@@ -153,7 +152,7 @@ def _rotate(image: np.ndarray, label: np.ndarray, degrees: float) -> tuple[np.nd
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
     # The replicated border keeps foreign colours out of the cubic kernel; the label tells what lies outside.
     image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=PADDING_LABEL)
+    label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
     return image, label
 
 

@@ -15,8 +15,8 @@ from tabulate import tabulate
 from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image, read_label
+from ..utils.labels import UNANNOTATED
 from ..utils.parallel import map_files
-from .dataset_mapper import NOT_ANNOTATED
 from .datasets import load_records, splits
 
 __all__ = ["DatasetReport", "Finding", "check_datasets"]
@@ -173,12 +173,14 @@ class DatasetReport:
 _PER_CLASS = ("scribble_pixels", "mask_pixels", "scribble_images", "mask_images", "compared", "disagreeing")
 
 
-def check_datasets(names: Sequence[str], *, jobs: int = 1, max_disagreement: float = 0.05) -> list[DatasetReport]:
+def check_datasets(
+    names: Sequence[str], *, workers: int | None = None, max_disagreement: float = 0.05
+) -> list[DatasetReport]:
     """Read every file of some splits and report what is wrong with each.
 
     Args:
         names: in the catalogs; images are compared between them for duplicates.
-        jobs: processes.
+        workers: processes.
         max_disagreement: share of a scribble's pixels that the dense mask may contradict before that is wrong.
 
     Returns:
@@ -207,11 +209,11 @@ def check_datasets(names: Sequence[str], *, jobs: int = 1, max_disagreement: flo
         examine = partial(
             _examine,
             num_classes=len(report.classes),
-            ignore_label=metadata.get("ignore_label", NOT_ANNOTATED),
+            ignore_label=metadata.get("ignore_label", UNANNOTATED),
             max_disagreement=max_disagreement,
             labels=_expected_labels(name, records),
         )
-        for record, result in map_files(examine, records, jobs, name):
+        for record, result in map_files(examine, records, workers, name):
             if isinstance(result, BLPSegError):
                 result = {"findings": [_finding("unreadable", record["file_name"], _without_path(result, record))]}
             _add(report, result)
@@ -265,7 +267,7 @@ def _examine(
                 _finding("size", path, f"{label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}")
             )
         counts = np.bincount(label.ravel(), minlength=256)
-        unlabelled = {NOT_ANNOTATED} if part == "scribble" else {NOT_ANNOTATED, ignore_label}
+        unlabelled = {UNANNOTATED} if part == "scribble" else {UNANNOTATED, ignore_label}
         bad = [v for v in range(num_classes, 256) if counts[v] and v not in unlabelled]
         if bad:
             findings.append(_finding("range", path, _out_of_range(bad, counts, num_classes, part)))
@@ -327,7 +329,7 @@ def _shift_hint(scribble: np.ndarray, mask: np.ndarray, told: np.ndarray, share:
 
 
 def _zero_means_unannotated(scribble: np.ndarray, mask: np.ndarray | None, num_classes: int) -> bool:
-    if (scribble == NOT_ANNOTATED).mean() > _FEW_UNANNOTATED or (scribble == 0).mean() < _ZERO_SHARE:
+    if (scribble == UNANNOTATED).mean() > _FEW_UNANNOTATED or (scribble == 0).mean() < _ZERO_SHARE:
         return False
     marked = ((scribble > 0) & (scribble < num_classes)).astype(np.uint8)
     if not marked.any():

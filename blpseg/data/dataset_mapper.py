@@ -10,11 +10,10 @@ from detectron2.data import MetadataCatalog
 
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image, read_label
+from ..utils.labels import MOST_CLASSES, UNANNOTATED
 from .augmentation import TrainingAugmentation
 
 __all__ = ["ScribbleDatasetMapper"]
-
-NOT_ANNOTATED = 255  # on disk; inside training it is the class count
 
 _KEYS = {"scribble": "scribble_file_name", "dense": "sem_seg_file_name"}
 
@@ -35,7 +34,7 @@ class ScribbleDatasetMapper:
         num_classes: int,
         image_format: str,
         supervision: str = "scribble",
-        ignore_label: int = 255,
+        ignore_label: int = UNANNOTATED,
         augmentation: TrainingAugmentation | None = None,
     ):
         """
@@ -50,15 +49,17 @@ class ScribbleDatasetMapper:
         """
         if supervision not in _KEYS:
             raise BLPSegError(f"INPUT.SUPERVISION {supervision!r}: expected one of {', '.join(_KEYS)}")
-        if not 2 <= num_classes <= 254:
-            raise BLPSegError(f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}: 2 to 254 are possible with 8-bit labels")
+        if not 2 <= num_classes <= MOST_CLASSES:
+            raise BLPSegError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}: 2 to {MOST_CLASSES} are possible with 8-bit labels"
+            )
         self.is_train = is_train
         self.num_classes = num_classes
         self.image_format = image_format
         self.supervision = supervision
         self.augmentation = augmentation
         self._labelled = np.ones(256, bool)
-        self._labelled[[NOT_ANNOTATED] if supervision == "scribble" else [NOT_ANNOTATED, ignore_label]] = False
+        self._labelled[[UNANNOTATED] if supervision == "scribble" else [UNANNOTATED, ignore_label]] = False
         self._table = np.where(self._labelled, np.arange(256), num_classes).astype(np.uint8)
 
     @classmethod
@@ -69,7 +70,9 @@ class ScribbleDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
         }
         if is_train:
-            labels = {MetadataCatalog.get(name).get("ignore_label", 255) for name in cfg.DATASETS.TRAIN} or {255}
+            labels = {MetadataCatalog.get(name).get("ignore_label", UNANNOTATED) for name in cfg.DATASETS.TRAIN} or {
+                UNANNOTATED
+            }
             if cfg.INPUT.SUPERVISION == "dense" and len(labels) > 1:
                 raise BLPSegError(
                     f"DATASETS.TRAIN {cfg.DATASETS.TRAIN}: their masks have different ignore labels {labels}"
@@ -120,13 +123,13 @@ class ScribbleDatasetMapper:
                 f"{size[1]} x {size[0]}; they must agree"
             )
         # Few pixels of a scribble are labelled: counting those alone is faster.
-        counts = np.bincount(label[label != NOT_ANNOTATED], minlength=256) * self._labelled
+        counts = np.bincount(label[label != UNANNOTATED], minlength=256) * self._labelled
         bad = np.flatnonzero(counts[self.num_classes :])
         if bad.size:
             value = self.num_classes + int(bad[0])
             raise BLPSegError(
                 f"{path}: label value {value} is out of range: classes are 0..{self.num_classes - 1}, not annotated is "
-                f"{NOT_ANNOTATED}; mend the label or MODEL.SEM_SEG_HEAD.NUM_CLASSES (tools/check_dataset.py finds all)"
+                f"{UNANNOTATED}; mend the label or MODEL.SEM_SEG_HEAD.NUM_CLASSES (tools/check_dataset.py finds all)"
             )
         present = counts[: self.num_classes] > 0
         present[0] = True

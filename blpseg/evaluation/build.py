@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -12,13 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
 
 from ..data.build import build_test_loader
 from ..utils.errors import BLPSegError
-from ..utils.files import write_bytes_atomic
+from ..utils.files import without_nan, write_json
 from .crf import CRFEvaluator, DenseCRF
 from .inference import Inference
 from .report import ReportEvaluator
@@ -96,9 +93,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
             print(results_table(dataset_name, dataset_results, inference.views), flush=True)
             print_csv_format(dataset_results)
     if comm.is_main_process():
-        path = os.path.join(cfg.OUTPUT_DIR, "results.json")
-        PathManager.mkdirs(cfg.OUTPUT_DIR)
-        write_bytes_atomic(path, (json.dumps(_finite(results), indent=2) + "\n").encode())
+        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -112,9 +107,9 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
             if dash:
                 by_class.setdefault(name, {})[metric] = value
             else:
-                overall.append((metric, _number(value)))
+                overall.append((metric, without_nan(value)))
     columns = list(dict.fromkeys(metric for row in by_class.values() for metric in row))
-    rows = [[name, *(_number(row.get(metric)) for metric in columns)] for name, row in by_class.items()]
+    rows = [[name, *(without_nan(row.get(metric)) for metric in columns)] for name, row in by_class.items()]
     plural = "s" if views > 1 else ""
     return "\n".join(
         [
@@ -125,14 +120,3 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
             f"mIoU: {results['sem_seg']['mIoU']:.3f}",
         ]
     )
-
-
-def _number(value):
-    """None, which JSON and the tables can show, for a number that does not exist."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _finite(value):
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return _number(value)

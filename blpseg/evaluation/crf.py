@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import collections
-import multiprocessing
-import sys
-from concurrent.futures import ProcessPoolExecutor
 
 import cv2
 import numpy as np
@@ -16,7 +13,7 @@ from detectron2.utils import comm
 from scipy.special import softmax
 
 from ..utils.errors import BLPSegError
-from ..utils.parallel import default_workers
+from ..utils.parallel import default_workers, process_pool
 
 __all__ = ["CRFEvaluator", "DenseCRF"]
 
@@ -128,11 +125,8 @@ class CRFEvaluator(DatasetEvaluator):
     def reset(self) -> None:
         self._evaluator.reset()
         self._close()
-        # Forked where that is safe (a new interpreter takes long to import torch), as DataLoader's workers are, and
-        # now, before other threads start. What runs there uses neither OpenMP nor CUDA.
-        method = "fork" if sys.platform == "linux" else "spawn"
-        self._pool = ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context(method))
-        self._pool.submit(int).result()
+        self._pool = process_pool(self._workers)
+        self._pool.submit(int).result()  # the processes start now, before other threads do
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """As :meth:`SemSegEvaluator.process`; ``sem_seg`` must be logits and ``image`` (3, H', W') in 0..255."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
-import cv2
 import matplotlib
 import numpy as np
 from detectron2.config import CfgNode
@@ -26,71 +24,31 @@ from matplotlib.figure import Figure
 
 from ..data.datasets import load_records
 from ..utils.errors import BLPSegError
-from ..utils.files import read_image, read_label, write_bytes_atomic, write_png_atomic
+from ..utils.files import read_image, read_label, write_bytes_atomic, write_json, write_png_atomic
+from ..utils.geometry import (
+    DISTANCE_EDGES,
+    THICKNESS_EDGES,
+    boundary_distance,
+    distance_bins,
+    distance_to,
+    local_thickness,
+)
+from ..utils.labels import IGNORED
 from ..visualization import result_panels
 from .inference import class_map
-from .sem_seg import IGNORED, read_ground_truth
+from .sem_seg import read_ground_truth
 
-__all__ = ["ReportEvaluator", "annotation_rate", "boundary_distance", "local_thickness", "mean_iou", "rare_confusion"]
+__all__ = ["ReportEvaluator", "annotation_rate", "mean_iou", "rare_confusion"]
 
-# Pixels; bin i holds EDGES[i] <= value < EDGES[i + 1], the last one everything above.
-DISTANCE_EDGES = (0, 2, 4, 8, 16, 32, 64)
-THICKNESS_EDGES = (0, 4, 8, 16, 32, 64, 128)
 RARE_SHARE = 0.25  # of the pixels: the quartile that is annotated least
 ANNOTATION_IMAGES = 500  # training images looked at for how often places are annotated, evenly spaced
 NUMBERS_UP_TO = 25  # classes whose confusion matrix is still readable with numbers in it
 
 
-def boundary_distance(label: np.ndarray) -> np.ndarray:
-    """Distance of each pixel to the nearest pixel with another value.
-
-    Args:
-        label: (H, W) uint8; 255 (ignored) counts as another value. The image's border is no boundary.
-
-    Returns:
-        (H, W) float32, pixels, 1 beside a boundary; infinite if there is but one value.
-    """
-    values = np.unique(label)
-    if len(values) == 1:
-        return np.full(label.shape, np.inf, np.float32)
-    distance = np.zeros(label.shape, np.float32)
-    for value in values:
-        same = label == value
-        distance[same] = cv2.distanceTransform(same.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[same]
-    return distance
-
-
-def local_thickness(distance: np.ndarray, edges: Sequence[float] = THICKNESS_EDGES) -> np.ndarray:
-    """Diameter of the largest disc that fits into a pixel's region and covers the pixel, by bins.
-
-    A disc of radius r around a pixel q, {p: |p - q| < r}, lies in q's region where q's boundary distance is at least
-    r (Hildebrand and Rueegsegger 1997). A bar of 3 or 4 pixels measures 4. Regions go on beyond the image's border.
-
-    Args:
-        distance: (H, W), of :func:`boundary_distance`.
-        edges: ascending diameters in pixels, the first 0.
-
-    Returns:
-        (H, W) uint8, the index i of the largest ``edges[i]`` that is reached.
-    """
-    bins = np.zeros(distance.shape, np.uint8)
-    for i, diameter in enumerate(edges[1:], start=1):
-        centers = distance >= diameter / 2
-        if not centers.any():
-            break
-        to_center = cv2.distanceTransform((~centers).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        bins[to_center < diameter / 2] = i
-    return bins
-
-
-def _distance_bins(distance: np.ndarray) -> np.ndarray:
-    return (np.searchsorted(DISTANCE_EDGES, distance, side="right") - 1).astype(np.uint8)
-
-
 def _places(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(H, W) mask -> thickness bin and boundary distance bin of each pixel."""
     distance = boundary_distance(label)
-    return local_thickness(distance), _distance_bins(distance)
+    return local_thickness(distance), distance_bins(distance)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
@@ -202,8 +160,8 @@ class ReportEvaluator(DatasetEvaluator):
                 if drawn.shape != label.shape:
                     raise BLPSegError(f"{x['scribble_file_name']}: scribble and {x['file_name']} differ in size")
                 if drawn.any():
-                    away = cv2.distanceTransform((~drawn).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-                    self._by_scribble += self._count(_distance_bins(away), prediction, label)[: len(DISTANCE_EDGES)]
+                    away = distance_bins(distance_to(drawn))
+                    self._by_scribble += self._count(away, prediction, label)[: len(DISTANCE_EDGES)]
             score = mean_iou(counts.sum(axis=0))
             if np.isfinite(score):
                 record = {key: x[key] for key in ("file_name", "sem_seg_file_name", "scribble_file_name") if key in x}
@@ -254,9 +212,7 @@ class ReportEvaluator(DatasetEvaluator):
         write_figure(os.path.join(self._folder, "confusion.png"), _draw_confusion(confusion, names, self._dataset_name))
         self._draw_extremes(extremes)
         content = {**summary, "annotation_probability_from": source}
-        write_bytes_atomic(
-            os.path.join(self._folder, "summary.json"), (json.dumps(_no_nan(content), indent=2) + "\n").encode()
-        )
+        write_json(os.path.join(self._folder, "summary.json"), content)
         return {"report": summary}
 
     def _annotation_rate(self) -> tuple[np.ndarray, str]:
@@ -329,10 +285,6 @@ def write_figure(path: str, figure: Figure) -> None:
 def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int) -> tuple[np.ndarray, np.ndarray]:
     scribble = read_label(scribble_file)
     return scribble, read_ground_truth(mask_file, image_file, scribble.shape, ignore)
-
-
-def _no_nan(values: dict) -> dict:
-    return {key: None if value != value else value for key, value in values.items()}
 
 
 def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:

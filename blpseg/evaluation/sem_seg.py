@@ -14,12 +14,10 @@ from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 
 from ..utils.errors import BLPSegError
 from ..utils.files import read_label, write_png_atomic
+from ..utils.labels import IGNORED
 from .inference import class_map
 
-__all__ = ["IGNORED", "SemSegEvaluator", "prediction_folder", "read_ground_truth"]
-
-
-IGNORED = 255  # of an evaluated mask, whatever the file says
+__all__ = ["SemSegEvaluator", "prediction_folder", "read_ground_truth"]
 
 
 def read_ground_truth(mask_file: str, image_file: str, size: tuple[int, int], ignore_label: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from ..utils.errors import BLPSegError
-from .sem_seg import IGNORED, SemSegEvaluator
+from ..utils.labels import IGNORED
+from .sem_seg import SemSegEvaluator
 
 __all__ = ["VolumeEvaluator"]
 

@@ -1,8 +1,9 @@
 """Scribbles: stroke files, rasterising, simulating, checking."""
 
-from .batch import ConversionReport
+from ..utils.labels import UNANNOTATED
+from ..utils.parallel import FileReport
 from .convert import convert_annotations, convert_xml_folder
-from .rasterize import UNANNOTATED, rasterize_strokes
+from .rasterize import rasterize_strokes
 from .simulate import simulate_scribble
 from .simulate_folder import file_seed, simulate_folder
 from .vocabulary import CONTEXT_NAMES, VOC_NAMES, Vocabulary, load_vocabulary
@@ -11,7 +12,7 @@ __all__ = [
     "CONTEXT_NAMES",
     "UNANNOTATED",
     "VOC_NAMES",
-    "ConversionReport",
+    "FileReport",
     "Vocabulary",
     "convert_annotations",
     "convert_xml_folder",

@@ -12,7 +12,7 @@ from xml.parsers import expat
 import numpy as np
 from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
 
-from ..utils import paths
+from ..utils import files
 from ..utils.errors import BLPSegError, describe
 
 MAX_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompression bomb
@@ -20,11 +20,7 @@ MAX_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompr
 
 def read_bytes(path: str) -> bytes:
     """Raises BLPSegError for a file that is missing, unreadable or empty."""
-    try:
-        with paths.open_file(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error
+    data = files.read_bytes(path)
     if not data:
         raise BLPSegError(f"{path}: the file is empty; export it again")
     return data

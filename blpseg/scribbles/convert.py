@@ -8,7 +8,8 @@ import numpy as np
 
 from ..utils import paths
 from ..utils.errors import BLPSegError
-from .batch import ConversionReport, Picture, list_files, make_labels
+from ..utils.parallel import FileReport
+from .batch import Picture, list_files, make_labels
 from .formats import FORMATS
 from .vocabulary import Vocabulary, load_vocabulary
 
@@ -17,7 +18,7 @@ __all__ = ["convert_annotations", "convert_xml_folder"]
 
 def convert_xml_folder(
     xml_dir: str, output_dir: str, vocabulary: str | Vocabulary, workers: int | None = None, progress: bool = False
-) -> ConversionReport:
+) -> FileReport:
     """PASCAL-Scribble XML files to labels: :func:`convert_annotations` of format "xml"."""
     return convert_annotations("xml", xml_dir, output_dir, vocabulary, workers=workers, progress=progress)
 
@@ -32,14 +33,14 @@ def convert_annotations(
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
-) -> ConversionReport:
+) -> FileReport:
     """Make a scribble label, ``NAME.png`` of uint8 with 255 = not annotated, of every annotated image.
 
     A label carries a digest of what it was made from, so that a second run makes only what has changed. Each is written
     under a temporary name and renamed. A bad file does not stop the others.
 
     Args:
-        format: a key of :data:`~blpseg.data.scribbles.formats.FORMATS`.
+        format: a key of :data:`~blpseg.scribbles.formats.FORMATS`.
         source: an annotation file, or a folder of them (not searched below it).
         output_dir: made where missing.
         vocabulary: "voc", "context", the path of a vocabulary file, or a vocabulary.

@@ -24,9 +24,10 @@ from PIL import Image
 from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import image_size
+from ..utils.labels import UNANNOTATED
 from ._untrusted import MAX_PIXELS, check_size, check_xml, parse_json, parse_xml, pixel_points, read_bytes
 from .label_studio_rle import decode_rle
-from .rasterize import UNANNOTATED, rasterize_strokes
+from .rasterize import rasterize_strokes
 from .vocabulary import Vocabulary
 
 __all__ = ["FORMATS", "Format"]

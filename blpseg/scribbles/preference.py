@@ -12,19 +12,19 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ..utils.errors import BLPSegError
 from ..utils.files import read_label, write_bytes_atomic
-from ..utils.parallel import default_workers, map_parallel
-from .rasterize import UNANNOTATED
+from ..utils.geometry import boundary_distance, distance_bins, local_thickness
+from ..utils.labels import UNANNOTATED
+from ..utils.parallel import map_parallel
 from .simulate import simulate_scribble
 from .simulate_folder import file_seed
 
-__all__ = ["QUANTITIES", "bin_edges", "count_annotated", "local_thickness", "measure", "plot", "summary", "write_csv"]
+__all__ = ["QUANTITIES", "bin_edges", "count_annotated", "measure", "plot", "summary", "write_csv"]
 
 QUANTITIES = ("distance", "thickness")
 _RADII = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128])  # pixels, about sqrt(2) apart
@@ -33,35 +33,11 @@ _ENOUGH_ANNOTATED = 10  # expected annotations in it, below which a share is noi
 
 
 def bin_edges(quantity: str) -> np.ndarray:
-    """Lower edges of the bins in pixels; the last bin is open.
+    """Lower edges of the bins in pixels, of ``"distance"`` or ``"thickness"``; the last bin is open.
 
-    Distance: to the nearest pixel outside the region, 1 on the region's outermost pixels; the image's edge is a
-    boundary too. Thickness: diameter 2 r - 1 of the largest disc that lies in the region and covers the pixel
-    (Hildebrand and Ruegsegger 1997).
+    Both are those of :mod:`blpseg.utils.geometry`; a pixel on the outermost row of its region has distance 1.
     """
-    return _RADII if quantity == "distance" else 2 * _RADII - 1
-
-
-def local_thickness(region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bins of distance and of local thickness of a region's pixels.
-
-    Args:
-        region: (H, W) bool.
-
-    Returns:
-        Two (H, W) int arrays of indices into :func:`bin_edges`, -1 outside the region.
-    """
-    padded = np.pad(region, 1).astype(np.uint8)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    distance = np.digitize(depth, _RADII) - 1
-    thickness = np.where(padded, 0, -1)
-    for index, radius in enumerate(_RADII[1:], 1):
-        centres = depth >= radius
-        if not centres.any():
-            break
-        thickness[cv2.distanceTransform((~centres).astype(np.uint8), cv2.DIST_L2, 5) < radius] = index
-    thickness[padded == 0] = -1
-    return distance[1:-1, 1:-1], thickness[1:-1, 1:-1]
+    return _RADII if quantity == "distance" else 2 * _RADII
 
 
 def count_annotated(scribbles: Sequence[np.ndarray], mask: np.ndarray, num_classes: int) -> np.ndarray:
@@ -74,15 +50,16 @@ def count_annotated(scribbles: Sequence[np.ndarray], mask: np.ndarray, num_class
     Returns:
         (2 quantities, num_classes, bins, 1 + K) int64: all pixels, then the annotated ones of each scribble.
     """
-    counts = np.zeros((len(QUANTITIES), num_classes, len(_RADII), 1 + len(scribbles)), np.int64)
-    for class_id in np.unique(mask[mask < num_classes]):
-        region = mask == class_id
-        for counted, bins in zip(counts, local_thickness(region), strict=True):
-            counted[class_id, :, 0] = np.bincount(bins[region], minlength=len(_RADII))
-            for number, scribble in enumerate(scribbles, 1):
-                drawn = bins[scribble == class_id]
-                counted[class_id, :, number] = np.bincount(drawn[drawn >= 0], minlength=len(_RADII))
-    return counts
+    distance = boundary_distance(mask)
+    bins = distance_bins(distance, bin_edges("distance")), local_thickness(distance, bin_edges("thickness"))
+    labelled = mask < num_classes
+    chosen = [labelled, *(labelled & (scribble == mask) for scribble in scribbles)]
+    counts = np.zeros((len(QUANTITIES), num_classes * len(_RADII), len(chosen)), np.int64)
+    for counted, of_pixel in zip(counts, bins, strict=True):
+        cell = mask.astype(np.intp) * len(_RADII) + of_pixel
+        for number, pixels in enumerate(chosen):
+            counted[:, number] = np.bincount(cell[pixels], minlength=len(counted))
+    return counts.reshape(len(QUANTITIES), num_classes, len(_RADII), -1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +110,7 @@ def measure(
         raise BLPSegError("no image has both a scribble and a dense mask; give a data set that has")
     task = _Count(num_classes, ignore_label, tuple(preferences), width, seed)
     total = 0
-    for counts in tqdm(map_parallel(task, pairs, workers or default_workers()), total=len(pairs), unit=" images"):
+    for counts in tqdm(map_parallel(task, pairs, workers), total=len(pairs), unit=" images"):
         total = total + counts
     return total
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-__all__ = ["UNANNOTATED", "rasterize_strokes", "segment_lengths", "segment_pixels"]
+from ..utils.labels import UNANNOTATED
 
-UNANNOTATED = 255  # on disk, METHOD section 8
+__all__ = ["rasterize_strokes", "segment_lengths", "segment_pixels"]
+
 _MAX_PIXELS_AT_ONCE = 1 << 22  # bounds the memory that a hostile zigzag of a million corners can ask for
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from .rasterize import UNANNOTATED, segment_lengths, segment_pixels
+from ..utils.labels import UNANNOTATED
+from .rasterize import segment_lengths, segment_pixels
 
 __all__ = ["simulate_scribble"]
 

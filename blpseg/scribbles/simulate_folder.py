@@ -10,8 +10,9 @@ import numpy as np
 
 from ..utils.errors import BLPSegError
 from ..utils.files import read_label
-from .batch import ConversionReport, Picture, list_files, make_labels
-from .rasterize import UNANNOTATED
+from ..utils.labels import UNANNOTATED
+from ..utils.parallel import FileReport
+from .batch import Picture, list_files, make_labels
 from .simulate import simulate_scribble
 
 __all__ = ["file_seed", "simulate_folder"]
@@ -37,7 +38,7 @@ def simulate_folder(
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
-) -> ConversionReport:
+) -> FileReport:
     """Simulate a scribble for every mask: :func:`simulate_scribble`, each with :func:`file_seed`.
 
     Args:

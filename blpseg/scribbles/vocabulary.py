@@ -11,7 +11,7 @@ import yaml
 
 from ..utils import paths
 from ..utils.errors import BLPSegError, describe
-from .rasterize import UNANNOTATED
+from ..utils.labels import UNANNOTATED
 
 __all__ = ["CONTEXT_NAMES", "VOC_NAMES", "Vocabulary", "load_vocabulary", "voc_color"]
 

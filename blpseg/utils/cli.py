@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import BLPSegError, debug_enabled, describe
 
-__all__ = ["add_debug_flag", "console", "count", "run_command"]
+__all__ = ["add_debug_flag", "add_work_flags", "console", "count", "fraction", "parse_with_opts", "run_command"]
 
 # Console script -> the module of tools/ or datasets/ whose main() it runs.
 _CONSOLE = {
@@ -30,6 +31,11 @@ _CONSOLE = {
     "blpseg-simulate-scribbles": "prepare.simulate_scribbles",
 }
 
+# Keys by Detectron2's top-level names; others stand after --opts, or after everything else.
+_CONFIG_KEY = re.compile(
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|OUTPUT|GLOBAL)(\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD"
+)
+
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 
 
@@ -43,6 +49,58 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     parser.add_argument("--debug", action=_Debug, nargs=0, default=False, help="show tracebacks of errors")
     return parser
+
+
+def add_work_flags(parser: argparse.ArgumentParser, force: str = "") -> argparse.ArgumentParser:
+    """Give a command line ``--workers`` and, with a help text for it, ``--force``."""
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (default: the CPUs there are)")
+    if force:
+        parser.add_argument("--force", action="store_true", help=force)
+    return add_debug_flag(parser)
+
+
+def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line that may change config keys, wherever ``KEY VALUE`` stand in it.
+
+    They may follow ``--opts``, or stand anywhere by themselves, also after an option that takes several values.
+
+    Args:
+        parser: without ``opts``.
+        argv: by default that of the process.
+
+    Returns:
+        What the parser makes of the rest, and ``opts``, the list of keys and values.
+    """
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
+    rest, opts = list(sys.argv[1:] if argv is None else argv), []
+    if "--opts" in rest:
+        at = rest.index("--opts")
+        rest, opts = rest[:at], rest[at + 1 :]
+    place = 0
+    while place < len(rest):
+        if _CONFIG_KEY.fullmatch(rest[place]):
+            opts = [*rest[place : place + 2], *opts]
+            del rest[place : place + 2]
+        else:
+            place += 1
+    args = parser.parse_intermixed_args(rest)
+    args.opts += opts
+    return args
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1, as ``type`` of an option.
+
+    Raises:
+        argparse.ArgumentTypeError: something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number within 0..1")
+    return value
 
 
 def count(text: str) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import uuid
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, TextIO
 
 import cv2
 import numpy as np
@@ -16,10 +19,11 @@ from . import paths
 from .errors import BLPSegError, describe
 
 __all__ = [
-    "IMAGE_EXTENSIONS", "check_writable", "image_size", "read_image", "read_label", "without_nan", "write_bytes_atomic",
-    "write_png_atomic",
+    "IMAGE_EXTENSIONS", "check_writable", "image_size", "lock_file", "read_bytes", "read_image", "read_label",
+    "without_nan", "write_atomic", "write_bytes_atomic", "write_json", "write_png_atomic",
 ]  # fmt: skip
 
+LARGEST_FILE = 1 << 30  # bytes
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Labels are written and read twice as fast without PNG's filters, which are made for photographs.
@@ -61,7 +65,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     """
     if format not in ("RGB", "BGR"):
         raise BLPSegError(f"INPUT.FORMAT {format!r}: images are read as 'RGB' or 'BGR'")
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if _is_cut_jpeg(data):
         raise BLPSegError(f"{path}: the JPEG file is cut short; fetch it again")
     try:
@@ -86,7 +90,7 @@ def read_label(path: str) -> np.ndarray:
         BLPSegError: the file is missing, damaged, lossy (JPEG), has colours instead of class numbers, values above
             255, or fewer than 8 bits of grey, where readers do not agree on the value.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if _is_plain_grey_png(data):
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # twice as fast as PIL
         if array is not None and array.ndim == 2:
@@ -159,7 +163,7 @@ def write_png_atomic(
         path: where to; missing folders are made.
         array: (H, W) uint8 grey or indices, or (H, W, 3) uint8 RGB.
         palette: (K, 3) uint8 RGB, for (H, W) only: stored beside the indices, which stay as they are.
-        durable: as in :func:`write_bytes_atomic`.
+        durable: as in :func:`write_atomic`.
 
     Raises:
         BLPSegError: the array is of another kind.
@@ -181,51 +185,89 @@ def write_png_atomic(
     write_bytes_atomic(path, data, durable=durable)
 
 
-def write_bytes_atomic(path: str, data: bytes, *, durable: bool = False) -> None:
-    """Write a file in one step: under a temporary name in the same folder, then renamed over ``path``.
+def write_atomic(path: str | os.PathLike, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Call ``write(file)`` on a temporary binary file beside ``path``, then rename it: no reader ever sees half a file.
 
     Args:
         path: where to; missing folders are made.
-        data: the content.
-        durable: return only when the file is on the disk, so that not even a power failure loses it.
+        write: gets the open file.
+        durable: wait until the disk has it, so that not even a power cut loses both the old and the new file.
+
+    Raises:
+        OSError: with the path in it; ``path`` is as it was and the temporary file is gone.
     """
-    folder, name = os.path.split(path)
+    path = os.fspath(path)
     if "://" in path:  # an object store shows a file only when it is complete
         with paths.open_file(path, "wb") as file:
-            file.write(data)
+            write(file)
         return
-    if folder:
-        paths.makedirs(folder)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
+    folder, name = os.path.split(path)
+    paths.makedirs(folder)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().int % 10**12}.tmp")
     try:
-        with paths.open_file(temporary, "wb") as file:
-            file.write(data)
+        with open(temporary, "wb", buffering=1 << 20) as file:
+            write(file)
+            file.flush()
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
-        # PathManager.mv does not replace what is there.
-        os.replace(paths.local_path(temporary), paths.local_path(path))
-        if durable:
-            handle = os.open(folder or ".", os.O_RDONLY)
-            os.fsync(handle)  # the new name stands in the folder
-            os.close(handle)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # it was never made, or the disk is gone; the first error is the one to tell
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{path}: cannot be written: {error.strerror or error}") from error
         raise
+    if durable:
+        _sync_folder(folder or ".")
+
+
+def _sync_folder(folder: str) -> None:
+    # Windows cannot open folders, some network file systems refuse; the rename itself is done.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes_atomic(path: str, data: bytes, *, durable: bool = False) -> None:
+    """:func:`write_atomic` of what is there already, by default without waiting for the disk."""
+    write_atomic(path, lambda file: file.write(data), durable=durable)
+
+
+def write_json(path: str, content: object) -> None:
+    """Write nested dicts and lists as JSON, None for every number that is NaN or infinite."""
+    text = json.dumps(without_nan(content), indent=2, allow_nan=False)
+    write_bytes_atomic(path, f"{text}\n".encode())
 
 
 def without_nan(content):
-    """``content`` with None for every float that is NaN or infinite, which JSON has no words for.
-
-    Args:
-        content: nested dicts and lists, as :func:`json.dumps` takes them.
-    """
-    if isinstance(content, dict):
+    """``content``, nested dicts and lists, with None for every float that JSON has no words for."""
+    if isinstance(content, Mapping):
         return {key: without_nan(value) for key, value in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def lock_file(path: str) -> TextIO | None:
+    """Lock a file for as long as what is returned stays open; None while another process has the lock.
+
+    A killed process lets go of it, and forked processes do not inherit it. A file system without locks gives the
+    file unlocked.
+    """
+    import fcntl  # which Windows lacks
+
+    handle = open(path, "a+")
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    except OSError:
+        pass
+    return handle
 
 
 def check_writable(path: str) -> None:
@@ -241,14 +283,26 @@ def check_writable(path: str) -> None:
     os.unlink(probe)
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str, most: int = LARGEST_FILE) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: as in :mod:`blpseg.utils.paths`.
+        most: bytes that it may have.
+
+    Raises:
+        BLPSegError: it is missing, no ordinary file (a pipe or a device might never end), or larger.
+    """
     try:
         with paths.open_file(path, "rb") as file:
-            return file.read()
+            data = file.read(most + 1)
     except FileNotFoundError as error:
         raise BLPSegError(f"{path}: no such file") from error
     except OSError as error:
-        raise BLPSegError(f"{path}: cannot be read ({describe(error)})") from error
+        raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error
+    if len(data) > most:
+        raise BLPSegError(f"{path}: larger than {most} bytes, more than any such file needs")
+    return data
 
 
 def _is_plain_grey_png(data: bytes) -> bool:

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,74 +20,103 @@ from tqdm import tqdm
 
 from .errors import BLPSegError, debug_enabled, describe
 
-__all__ = ["FileReport", "default_workers", "is_up_to_date", "map_files", "map_parallel", "process_files"]
+__all__ = ["FileReport", "file_error", "default_workers", "map_files", "map_parallel", "process_files", "process_pool"]
 
 _BATCH = 16  # files a worker takes at once
 
 
 @dataclass
 class FileReport:
-    """How many files were written and how many were there already, and a line for each that failed."""
+    """What became of every file.
+
+    Attributes:
+        written, up_to_date: how many files were written, or were there already and still right.
+        failed: one line for each that could not be made.
+    """
 
     written: int = 0
-    kept: int = 0
-    failures: list[str] = field(default_factory=list)
+    up_to_date: int = 0
+    failed: list[str] = field(default_factory=list)
 
-    def finish(self, what: str) -> int:
+    @property
+    def total(self) -> int:
+        return self.written + self.up_to_date + len(self.failed)
+
+    def fail(self, line: str) -> None:
+        """Count a failure and say so on stderr."""
+        self.failed.append(line)
+        tqdm.write(f"error: {line}", file=sys.stderr)
+
+    def finish(self, what: str, folder: str) -> int:
         """Print the summary and return the exit status: 1 where a file failed."""
-        line = f"{what}: {self.written} written, {self.kept} up to date"
-        if self.failures:
-            print(f"{line}, {len(self.failures)} failed", file=sys.stderr)
-            return 1
-        print(line)
-        return 0
-
-
-def is_up_to_date(output: str, *sources: str) -> bool:
-    """Whether a local file exists and is no older than what it is made from."""
-    if not os.path.isfile(output):
-        return False
-    made = os.path.getmtime(output)
-    return all(os.path.getmtime(source) <= made for source in sources)
+        print(f"{self.written} {what} written to {folder}, {self.up_to_date} up to date")
+        if self.failed:
+            print(f"error: {len(self.failed)} of {self.total} could not be made (named above)", file=sys.stderr)
+        return int(bool(self.failed))
 
 
 def map_files(
-    function: Callable[[Any], Any], items: Sequence, jobs: int, description: str
+    function: Callable[[Any], Any],
+    items: Iterable,
+    workers: int | None,
+    description: str,
+    *,
+    total: int | None = None,
+    progress: bool = True,
 ) -> Iterator[tuple[Any, Any | BLPSegError]]:
     """Yield (item, ``function(item)``) in order, with a progress bar on stderr.
 
     Args:
-        function: at module level, so that processes find it. What it raises is yielded as BLPSegError, but for errors
-            that are not about the input while debugging.
-        items: what to call it with.
-        jobs: processes; 1 works in this one.
+        function: picklable. What it raises is yielded as BLPSegError that names the file.
+        items: what to call it with: a path, a record with ``file_name``, an object with ``path``, or a tuple whose
+            first is one of these.
+        workers: processes; None for one a CPU, 1 works in this one.
         description: of the bar.
+        total: how many items, where they have no length.
+        progress: whether to show the bar.
 
     Raises:
         BLPSegError: a worker process was killed.
     """
-    waiting: dict[int, Any] = {}
+    pending: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     following = 0
-    with tqdm(total=len(items), desc=description, unit="file", file=sys.stderr, mininterval=0.5) as bar:
-        for number, result in map_parallel(partial(_guarded, function), enumerate(items), max(1, jobs)):
+
+    def numbered():
+        for number, item in enumerate(items):
+            pending[number] = item
+            yield number, item
+
+    if isinstance(items, Sequence):
+        total = len(items)
+    with tqdm(
+        total=total, desc=description, unit="file", file=sys.stderr, mininterval=0.5, disable=not progress
+    ) as bar:
+        for number, result in map_parallel(partial(_guarded, function), numbered(), workers):
             bar.update()
-            waiting[number] = result
-            while following in waiting:
-                yield items[following], waiting.pop(following)
+            results[number] = result
+            while following in results:
+                yield pending.pop(following), results.pop(following)
                 following += 1
 
 
-def process_files(function: Callable[[Any], bool], items: Sequence, jobs: int, description: str) -> FileReport:
-    """Run ``function`` (True: written, False: was up to date) on all items; a failure is printed and counted."""
+def process_files(
+    function: Callable[[Any], bool], items: Iterable, workers: int | None, description: str, **options
+) -> FileReport:
+    """Run ``function`` (True: written, False: was up to date) on all items; a failure is printed and counted.
+
+    Arguments are those of :func:`map_files`; without ``progress`` failures are counted alone.
+    """
     report = FileReport()
-    for _, result in map_files(function, items, jobs, description):
-        if isinstance(result, BLPSegError):
-            report.failures.append(str(result))
-            tqdm.write(f"error: {result}", file=sys.stderr)
+    for _, result in map_files(function, items, workers, description, **options):
+        if isinstance(result, BLPSegError) and options.get("progress", True):
+            report.fail(describe(result))
+        elif isinstance(result, BLPSegError):
+            report.failed.append(describe(result))
         elif result:
             report.written += 1
         else:
-            report.kept += 1
+            report.up_to_date += 1
     return report
 
 
@@ -94,12 +124,28 @@ def _guarded(function: Callable, numbered: tuple[int, Any]) -> tuple[int, Any]:
     number, item = numbered
     try:
         return number, function(item)
-    except BLPSegError as error:
-        return number, error
     except Exception as error:
-        if debug_enabled():
-            raise
-        return number, BLPSegError(f"{item}: {type(error).__name__}: {describe(error)}")
+        return number, file_error(_file_of(item), error)
+
+
+def file_error(path: str, error: Exception) -> BLPSegError:
+    """What went wrong with a file, in one line that names it."""
+    if isinstance(error, BLPSegError):
+        return error
+    if debug_enabled():
+        traceback.print_exception(error)
+    reason = f"unexpected {type(error).__name__}: {describe(error)} (--debug shows where)"
+    if isinstance(error, MemoryError):
+        reason = "out of memory; run again with --workers 1"
+    elif isinstance(error, OSError):
+        reason = describe(error)
+    return BLPSegError(f"{path}: {reason}")
+
+
+def _file_of(item: Any) -> str:
+    if isinstance(item, tuple):
+        return _file_of(item[0])
+    return item["file_name"] if isinstance(item, dict) else str(getattr(item, "path", item))
 
 
 def default_workers() -> int:
@@ -107,25 +153,34 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_parallel(function: Callable, items: Iterable, workers: int) -> Iterator:
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes to hand work to, which leave Ctrl-C to this one.
+
+    Forked on Linux: a forked process has the packages loaded, a spawned one would load PyTorch for seconds first. What
+    runs there must use neither OpenMP nor CUDA.
+    """
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_ignore_interrupt)
+
+
+def map_parallel(function: Callable, items: Iterable, workers: int | None) -> Iterator:
     """``function`` of every item, in processes, as results come (in no set order).
 
     Args:
         function: picklable.
         items: taken only as fast as workers get through them.
-        workers: 1 works in this process.
+        workers: None for one a CPU, 1 works in this process.
 
     Raises:
         BLPSegError: a worker died.
     """
+    workers = workers or default_workers()
     if workers == 1:
         yield from map(function, items)
         return
-    # A forked worker has the packages loaded; a spawned one would load PyTorch for seconds first.
-    method = "fork" if sys.platform == "linux" else None
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_ignore_interrupt)
+    pool = process_pool(workers)
     items = iter(items)
-    running = set()
+    running: set[Future] = set()
     try:
         with warnings.catch_warnings():
             # Workers use none of the threads that Python 3.12 warns of when it forks.

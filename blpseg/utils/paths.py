@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import IO, Any
 
@@ -22,9 +23,18 @@ def _manager(path: str):
 
 
 def open_file(path: str, mode: str = "r") -> IO[Any]:
-    """As :func:`open`."""
-    manager = _manager(path)
-    return manager.open(path, mode) if manager else open(path, mode)
+    """As :func:`open`, but what is read must be an ordinary file: opening a pipe would wait for a writer.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if manager := _manager(path):
+        return manager.open(path, mode)
+    if "r" in mode and os.path.exists(path) and not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        raise OSError(errno.EINVAL, "not an ordinary file", path)
+    return open(path, mode)
 
 
 def exists(path: str) -> bool:

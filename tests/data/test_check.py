@@ -41,7 +41,7 @@ def test_sound_data_is_sound_and_counted(made_cfg, made_folder):
 
 
 def test_results_do_not_depend_on_the_processes(made_cfg):
-    assert [r.as_dict() for r in check(made_cfg)] == [r.as_dict() for r in check(made_cfg, jobs=3)]
+    assert [r.as_dict() for r in check(made_cfg)] == [r.as_dict() for r in check(made_cfg, workers=3)]
 
 
 def test_every_fault_is_found(made_cfg, made_folder):
@@ -161,7 +161,8 @@ def test_command_line(made_folder, tmp_path, run_tool, capsys):
     capsys.readouterr()
     json_file = tmp_path / "report.json"
     assert (
-        run_tool("tools/check_dataset.py", "--config-file", str(config), "--json", str(json_file), "--jobs", "2") == 1
+        run_tool("tools/check_dataset.py", "--config-file", str(config), "--json", str(json_file), "--workers", "2")
+        == 1
     )
     printed = capsys.readouterr().out
     assert "made_train: NOT SOUND" in printed and "train0.png: " in printed and "made_val: sound" in printed

@@ -1,15 +1,12 @@
 """datasets/prepare_*.py on made trees: what is written, twice, with bad files among the good ones."""
 
-import os
-import time
-
 import cv2
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from blpseg.data.datasets import acdc, camvid, pascal_context, pascal_voc
 from blpseg.utils.errors import BLPSegError
+from datasets import prepare_acdc, prepare_camvid, prepare_pascal_context, prepare_pascal_voc
 
 h5py = pytest.importorskip("h5py")
 
@@ -35,25 +32,25 @@ def voc(tmp_path):
 
 
 def test_voc_list_is_sorted_without_val(voc, capsys):
-    assert pascal_voc.prepare(str(voc)) == 0
+    assert prepare_pascal_voc.prepare(str(voc)) == 0
     path = voc / "ImageSets/Segmentation/trainaug.txt"
     assert path.read_text() == "2007_a\n2008_d\n2009_b\n"
     captured = capsys.readouterr()
     assert "3 names, written" in captured.out and "10582" in captured.err
     before = snapshot(voc)
-    assert pascal_voc.prepare(str(voc)) == 0
+    assert prepare_pascal_voc.prepare(str(voc)) == 0
     assert snapshot(voc) == before and "up to date" in capsys.readouterr().out
 
 
 def test_voc_problems_are_named(voc, capsys):
     (voc / "JPEGImages/2008_d.jpg").unlink()
     (voc / "ImageSets/Segmentation/val.txt").write_text("2010_c\n2011_x\n")
-    assert pascal_voc.prepare(str(voc)) == 1
+    assert prepare_pascal_voc.prepare(str(voc)) == 1
     captured = capsys.readouterr().err
     assert "no image 2008_d" in captured and "2011_x has no mask" in captured
     (voc / "ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(BLPSegError, match="val.txt: no such list; datasets/README.md"):
-        pascal_voc.prepare(str(voc))
+        prepare_pascal_voc.prepare(str(voc))
 
 
 @pytest.fixture
@@ -84,17 +81,18 @@ def context(tmp_path):
 
 def test_context_mat_becomes_60_classes(context, capsys):
     root, masks = context
-    assert pascal_context.prepare(str(root)) == 0
+    assert prepare_pascal_context.prepare(str(root)) == 0
     folder = root / "SegmentationClass"
     for stem, mask in masks.items():
         assert {0, 1, 2, 3} <= set(np.unique(mask)) and len(np.unique(mask)) > 50
         np.testing.assert_array_equal(cv2.imread(str(folder / f"{stem}.png"), cv2.IMREAD_UNCHANGED), mask)
     before = snapshot(root)
-    assert pascal_context.prepare(str(root), jobs=2) == 0
-    assert snapshot(root) == before and "0 written, 2 up to date" in capsys.readouterr().out
-    os.utime(folder / "a.mat", (time.time() + 5, time.time() + 5))
-    pascal_context.prepare(str(root))
-    assert "1 written, 1 up to date" in capsys.readouterr().out
+    assert prepare_pascal_context.prepare(str(root), workers=2) == 0
+    assert snapshot(root) == before and "0 60-class masks written" in capsys.readouterr().out
+    savemat(folder / "a.mat", {"LabelMap": np.full((3, 3), 459)})
+    prepare_pascal_context.prepare(str(root))
+    printed = capsys.readouterr().out
+    assert "1 60-class masks written" in printed and "1 up to date" in printed
 
 
 def test_context_bad_files_are_named_and_the_others_done(context, run_tool, capsys):
@@ -103,7 +101,7 @@ def test_context_bad_files_are_named_and_the_others_done(context, run_tool, caps
     (folder / "c.mat").write_bytes(b"MATLAB 5.0 MAT-file" + b"\0" * 200)
     savemat(folder / "d.mat", {"LabelMap": np.full((3, 3), 460)})
     savemat(folder / "e.mat", {"Something": 1})
-    assert run_tool("datasets/prepare_pascal_context.py", "--root", str(tree), "--jobs", "2") == 1
+    assert run_tool("datasets/prepare_pascal_context.py", "--root", str(tree), "--workers", "2") == 1
     printed = capsys.readouterr().err
     assert "Traceback" not in printed
     for stem in "cde":
@@ -122,7 +120,7 @@ def test_context_png_masks(context, tmp_path, capsys):
     theirs.mkdir()
     names = [
         {"plane": "aeroplane", "bike": "bicycle", "plant": "pottedplant", "monitor": "tvmonitor"}.get(n, n)
-        for n in pascal_context.CLASSES
+        for n in prepare_pascal_context.CLASSES
     ]
     alphabetical = ["background", *sorted(names[1:])]
     mask = np.random.default_rng(1).integers(0, 60, (20, 20)).astype(np.uint8)
@@ -131,24 +129,24 @@ def test_context_png_masks(context, tmp_path, capsys):
             str(theirs / f"{stem}.png"),
             np.array([alphabetical.index(names[v]) for v in mask.ravel()], np.uint8).reshape(20, 20),
         )
-    assert pascal_context.prepare(str(tree), png=str(theirs), png_order="alphabetical") == 0
+    assert prepare_pascal_context.prepare(str(tree), png=str(theirs), png_order="alphabetical") == 0
     np.testing.assert_array_equal(cv2.imread(str(folder / "a.png"), cv2.IMREAD_UNCHANGED), mask)
-    assert pascal_context.prepare(str(tree)) == 0  # masks that are there are checked
+    assert prepare_pascal_context.prepare(str(tree)) == 0  # masks that are there are checked
     cv2.imwrite(str(folder / "b.png"), np.full((4, 4), 60, np.uint8))
-    assert pascal_context.prepare(str(tree)) == 1
+    assert prepare_pascal_context.prepare(str(tree)) == 1
     assert "b.png: value 60" in capsys.readouterr().err
     (folder / "b.png").unlink()
-    assert pascal_context.prepare(str(tree)) == 1
+    assert prepare_pascal_context.prepare(str(tree)) == 1
     assert "val.txt: 1 names have no mask" in capsys.readouterr().err
     with pytest.raises(BLPSegError, match="must not be the output"):
-        pascal_context.prepare(str(tree), png=str(folder))
+        prepare_pascal_context.prepare(str(tree), png=str(folder))
 
 
 def test_context_lists_must_fit(context):
     tree, _ = context
     (tree / "SegmentationClass/59_labels.txt").write_text("1: unicorn\n")
     with pytest.raises(BLPSegError, match="'unicorn' is not in labels.txt"):
-        pascal_context.prepare(str(tree))
+        prepare_pascal_context.prepare(str(tree))
 
 
 def write_h5(path, image, label, scribble):
@@ -180,7 +178,7 @@ def h5(tmp_path):
 def test_acdc_h5_becomes_png(h5, capsys):
     root, arrays = h5
     output = root / "acdc_png"
-    assert acdc.prepare(str(root / "ACDC"), str(output)) == 0
+    assert prepare_acdc.prepare(str(root / "ACDC"), str(output)) == 0
     expected = {}
     for name, parts in arrays.items():
         if name == "volumes/patient021_frame01":
@@ -200,13 +198,13 @@ def test_acdc_h5_becomes_png(h5, capsys):
     for name, array in expected.items():
         np.testing.assert_array_equal(cv2.imread(str(output / name), cv2.IMREAD_UNCHANGED), array, err_msg=name)
     before = snapshot(output)
-    assert acdc.prepare(str(root / "ACDC"), str(output), jobs=2) == 0
-    assert snapshot(output) == before and "0 written, 3 up to date" in capsys.readouterr().out
+    assert prepare_acdc.prepare(str(root / "ACDC"), str(output), workers=2) == 0
+    assert snapshot(output) == before and "3 up to date" in capsys.readouterr().out
 
 
 def test_acdc_folds(h5):
     root, _ = h5
-    assert acdc.prepare(str(root / "ACDC"), str(root / "two"), fold=2) == 0
+    assert prepare_acdc.prepare(str(root / "ACDC"), str(root / "two"), fold=2) == 0
     assert {p.name[:10] for p in (root / "two/images/val").iterdir()} == {"patient021", "patient022"}
     assert {p.name[:10] for p in (root / "two/scribbles/train").iterdir()} == {"patient003"}
 
@@ -222,7 +220,7 @@ def test_acdc_bad_files_are_named_and_the_others_done(h5, capsys):
     (folder / "patient034_frame01_slice_0.h5").touch()
     (folder / "notes.h5").touch()
     output = root / "acdc_png"
-    assert acdc.prepare(str(root / "ACDC"), str(output)) == 1
+    assert prepare_acdc.prepare(str(root / "ACDC"), str(output)) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     for name, why in (
         ("patient030_frame01_slice_0", "not an .h5 file"),
@@ -235,11 +233,11 @@ def test_acdc_bad_files_are_named_and_the_others_done(h5, capsys):
         assert any(f"{name}.h5: " in line and why in line for line in lines), name
     assert len(list((output / "images/train").iterdir())) == 3 and no_leftovers(output)
     with pytest.raises(BLPSegError, match="no .h5 file"):
-        acdc.prepare(str(root), str(output))
+        prepare_acdc.prepare(str(root), str(output))
 
 
 def test_acdc_samples_agree_with_the_published_slices(shared_data, tmp_path):
-    assert acdc.prepare(str(shared_data / "ACDC"), str(tmp_path / "out")) == 0
+    assert prepare_acdc.prepare(str(shared_data / "ACDC"), str(tmp_path / "out")) == 0
     made = sorted((tmp_path / "out").rglob("*.png"))
     assert len(made) == 3 * 14 + 2 * 10
     for path in made:
@@ -263,7 +261,7 @@ def camvid_tree(tmp_path):
 
 def test_camvid_scribbles(camvid_tree, capsys):
     root, mask = camvid_tree
-    assert camvid.prepare(str(root)) == 0
+    assert prepare_camvid.prepare(str(root)) == 0
     scribbles = [cv2.imread(str(p), -1) for p in sorted((root / "trainscribble").glob("*.png"))]
     assert len(scribbles) == 3
     for scribble in scribbles:
@@ -271,9 +269,9 @@ def test_camvid_scribbles(camvid_tree, capsys):
         assert (scribble == mask)[scribble != 255].all()
     assert (scribbles[0] != scribbles[1]).any()  # each image has a seed of its own
     before = snapshot(root)
-    assert camvid.prepare(str(root)) == 0
+    assert prepare_camvid.prepare(str(root)) == 0
     assert snapshot(root) == before
-    assert camvid.prepare(str(root), preference=1.0) == 0
+    assert prepare_camvid.prepare(str(root), preference=1.0) == 0
     assert "3 scribbles written" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -283,7 +281,7 @@ def test_camvid_problems_are_named(camvid_tree, capsys):
     (root / "trainannot/train0.png").write_bytes(b"no png")
     cv2.imwrite(str(root / "trainannot/train1.png"), np.full((36, 48), 12, np.uint8))
     cv2.imwrite(str(root / "valannot/val0.png"), np.zeros((48, 36), np.uint8))
-    assert camvid.prepare(str(root)) == 1
+    assert prepare_camvid.prepare(str(root)) == 1
     captured = capsys.readouterr().err
     for text in (
         "val1.png: has no partner",
@@ -294,4 +292,4 @@ def test_camvid_problems_are_named(camvid_tree, capsys):
         assert text in captured
     assert (root / "trainscribble/train2.png").exists()
     with pytest.raises(BLPSegError, match="no such folder; datasets/README.md"):
-        camvid.prepare(str(root / "nowhere"))
+        prepare_camvid.prepare(str(root / "nowhere"))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from blpseg.data.datasets.synthetic import CLASSES
-from blpseg.data.scenes import draw_scene, make_synthetic
 from blpseg.utils.errors import BLPSegError
+from datasets.make_synthetic import draw_scene, make_synthetic
 
 SMALL = {"size": (48, 64), "train": 6, "val": 3}
 
@@ -19,7 +19,7 @@ def contents(folder):
 
 def test_same_settings_same_files_whatever_the_processes(tmp_path):
     assert make_synthetic(str(tmp_path / "a"), **SMALL)
-    assert make_synthetic(str(tmp_path / "b"), **SMALL, jobs=2)
+    assert make_synthetic(str(tmp_path / "b"), **SMALL, workers=2)
     made = contents(tmp_path / "a")
     assert made == contents(tmp_path / "b")
     assert len(made) == 3 * 6 + 2 * 3 and len(set(made.values())) == len(made)

@@ -10,9 +10,9 @@ import torch
 from detectron2.modeling import build_model
 
 from blpseg import get_cfg
-from blpseg.data.scenes import make_synthetic
 from blpseg.modeling.local_aggregation import aggregation_weights, local_aggregation
 from blpseg.utils.errors import BLPSegError
+from datasets.make_synthetic import make_synthetic
 from research.diagnosis import Diagnosis, run
 
 

@@ -12,8 +12,8 @@ import time
 import pytest
 import yaml
 
-from blpseg.data.scenes import make_synthetic
 from blpseg.utils.errors import BLPSegError
+from datasets.make_synthetic import make_synthetic
 from research.study import check_configs, load_study, read_rows, run_study
 from research.summary import mean_and_spread, paired, summarize
 

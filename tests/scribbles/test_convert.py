@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_rasterize import plain_loop
 
 from blpseg.scribbles import CONTEXT_NAMES, VOC_NAMES, convert_annotations, convert_xml_folder, formats
 from blpseg.utils.errors import BLPSegError
 from research.benchmark.stroke_files import convert_plainly, write_stroke_files
+
+from .test_rasterize import plain_loop
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,6 +17,7 @@ from ...utils import paths
 from ...utils.errors import BLPSegError
 from ...utils.files import IMAGE_EXTENSIONS, image_size
 from ...utils.imports import when_imported
+from ...utils.labels import UNANNOTATED
 from ...utils.paths import data_root
 
 __all__ = [
@@ -84,7 +85,7 @@ def register_split(
     split: Split,
     classes: Sequence[str],
     colors: Sequence[Sequence[int]],
-    ignore_label: int = 255,
+    ignore_label: int = UNANNOTATED,
     evaluator_type: str = "sem_seg",
 ) -> None:
     """Enter a split into DatasetCatalog, MetadataCatalog and :func:`splits`, replacing one of the same name.
