@@ -35,21 +35,17 @@ def add_blpseg_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # The published models do not dilate (METHOD.md section 2); DeepLab's default would.
-    cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1, 1, 1]
-
+    # Of Detectron2's MODEL.SEM_SEG_HEAD, BLPSeg honours NAME, NUM_CLASSES, IN_FEATURES ([] = all that the backbone
+    # gives), CONVS_DIM (channels of the decoder), COMMON_STRIDE and NORM.
     cfg.MODEL.BLPSEG = CN()
-    # Batch norm of everything outside the backbone: "BN", "FrozenBN", "GN", ... as MODEL.RESNETS.NORM.
-    cfg.MODEL.BLPSEG.NORM = "BN"
+    cfg.MODEL.BLPSEG.RESET_CLASS_LAYERS = False  # MODEL.WEIGHTS of another class count: class layers start anew
 
-    # Pyramid pooling and top-down decoder.
+    # Pyramid pooling of the decoder.
     cfg.MODEL.BLPSEG.DECODER = CN()
-    cfg.MODEL.BLPSEG.DECODER.NAME = "UPerDecoder"  # in PIXEL_DECODER_REGISTRY
-    cfg.MODEL.BLPSEG.DECODER.CHANNELS = 256
     cfg.MODEL.BLPSEG.DECODER.POOL_SCALES = [1, 2, 3, 6]
     cfg.MODEL.BLPSEG.DECODER.DROPOUT = 0.1  # Dropout2d after pyramid pooling
 
-    # Hidden channels of the segmentation and the annotation head.
+    # Hidden channels of the classifier and the annotation head.
     cfg.MODEL.BLPSEG.HEAD_CHANNELS = 256
 
     # Balancing the label preference: weight (1 - q p)^GAMMA; off = plain partial cross entropy.
@@ -57,21 +53,19 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.ENABLED = True
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
-    # Loss on the segmentation logits, in SEGMENTATION_LOSS_REGISTRY.
-    cfg.MODEL.BLPSEG.LOSS = "BLPLoss"
-
-    # Losses of the literature for pixels without a label, in REGULARIZER_REGISTRY, added to the others:
-    # "EntropyMinimization", "GatedCRF", "DenseCRF" (blpseg/modeling/regularizers.py has formulas and sources).
-    cfg.MODEL.BLPSEG.REGULARIZERS = []
-    cfg.MODEL.BLPSEG.ENTROPY_MINIMIZATION = CN()
-    cfg.MODEL.BLPSEG.ENTROPY_MINIMIZATION.WEIGHT = 0.1
+    # Weights of the training losses by their name in LOSS_REGISTRY (formulas and sources in blpseg/modeling/losses/);
+    # 0 = off. A loss of your own is one more line in a YAML file.
+    cfg.MODEL.BLPSEG.LOSSES = CN(new_allowed=True)
+    cfg.MODEL.BLPSEG.LOSSES.BLPLoss = 1.0
+    cfg.MODEL.BLPSEG.LOSSES.AnnotationLoss = 1.0
+    cfg.MODEL.BLPSEG.LOSSES.EntropyMinimization = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.GatedCRF = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.DenseCRF = 0.0
     cfg.MODEL.BLPSEG.GATED_CRF = CN()
-    cfg.MODEL.BLPSEG.GATED_CRF.WEIGHT = 0.1
     cfg.MODEL.BLPSEG.GATED_CRF.RADIUS = 5  # of the square window, grid cells at stride 4
     cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_XY = 6.0  # grid cells at stride 4
     cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
     cfg.MODEL.BLPSEG.DENSE_CRF = CN()
-    cfg.MODEL.BLPSEG.DENSE_CRF.WEIGHT = 0.5
     cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_XY = 100.0  # pixels
     cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB = 15.0  # colour distance, channels in 0..255
     cfg.MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS = 2304  # larger grids are averaged over squares of cells
@@ -95,15 +89,25 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.SELF_TRAINING.START_ITER = 10000  # first iteration that uses pseudo labels
     cfg.MODEL.BLPSEG.SELF_TRAINING.THRESHOLD = 0.9
 
+    for old, new in _RENAMED.items():
+        cfg.register_renamed_key(old, new)
+
+
+# Keys of earlier versions.
+_RENAMED = {
+    "SOLVER.FINETUNE_OTHER_CLASSES": "MODEL.BLPSEG.RESET_CLASS_LAYERS",
+    "MODEL.BLPSEG.NORM": "MODEL.SEM_SEG_HEAD.NORM",
+    "MODEL.BLPSEG.DECODER.NAME": "MODEL.SEM_SEG_HEAD.NAME",
+    "MODEL.BLPSEG.DECODER.CHANNELS": "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+    "MODEL.BLPSEG.LOSS": "MODEL.BLPSEG.LOSSES.<loss> <weight>",
+    "MODEL.BLPSEG.REGULARIZERS": "MODEL.BLPSEG.LOSSES.<loss> <weight>",
+    "MODEL.BLPSEG.ENTROPY_MINIMIZATION": "MODEL.BLPSEG.LOSSES.EntropyMinimization",
+    "MODEL.BLPSEG.GATED_CRF.WEIGHT": "MODEL.BLPSEG.LOSSES.GatedCRF",
+    "MODEL.BLPSEG.DENSE_CRF.WEIGHT": "MODEL.BLPSEG.LOSSES.DenseCRF",
+}
+
 
 def _add_input_keys(cfg: CN) -> None:
-    # Detectron2's defaults are for BGR images, 800 pixels long and whole; BLPSeg crops RGB images.
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.MODEL.PIXEL_MEAN = [123.675, 116.280, 103.530]
-    cfg.MODEL.PIXEL_STD = [58.395, 57.120, 57.375]
-    cfg.INPUT.CROP.ENABLED = True
-    cfg.INPUT.CROP.TYPE = "absolute"
-    cfg.INPUT.CROP.SIZE = [384, 384]
     # "scribble" trains on scribble_file_name; "dense" on sem_seg_file_name, the fully supervised upper bound.
     cfg.INPUT.SUPERVISION = "scribble"
     cfg.INPUT.SCALE_RANGE = [0.75, 1.25]  # uniform random scale of a training image
@@ -136,13 +140,10 @@ def _add_dataset_keys(cfg: CN) -> None:
 
 def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "AdamW"  # or "SGD" with SOLVER.MOMENTUM
-    # Decay of norms; None = WEIGHT_DECAY, as the paper (Detectron2's default is 0). WEIGHT_DECAY_BIAS likewise.
-    cfg.SOLVER.WEIGHT_DECAY_NORM = None
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", also for CPUs that have it
     cfg.SOLVER.ACCUMULATION_STEPS = 1  # parts of each process's batch, one after the other: less memory, same losses
     cfg.SOLVER.CHANNELS_LAST = False
     cfg.SOLVER.COMPILE = False  # torch.compile of backbone and decoder
-    cfg.SOLVER.FINETUNE_OTHER_CLASSES = False  # MODEL.WEIGHTS of another class count: class layers start anew
 
     cfg.OUTPUT = CN()
     cfg.OUTPUT.LOG_PERIOD = 20  # iterations between lines, metrics.json and TensorBoard points
@@ -215,6 +216,10 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
     opts = list(opts)
     if len(opts) % 2:
         raise BLPSegError(f"config options come as KEY VALUE pairs; {opts[-1]!r} stands alone")
+    for key in opts[::2]:
+        parent, _, name = str(key).rpartition(".")
+        if parent == "MODEL.BLPSEG.LOSSES":
+            cfg.MODEL.BLPSEG.LOSSES.setdefault(name, 0.0)  # a loss of the user's own
     _merge(cfg, lambda: cfg.merge_from_list(opts), "command line")
     return cfg
 
@@ -242,7 +247,7 @@ def _merge(cfg: CN, merge, source: str) -> None:
     except (KeyError, AssertionError) as error:
         # yacs: KeyError "Non-existent config key: A.B" from a file, AssertionError "Non-existent key: A.B" from a list.
         if "Non-existent" not in str(error):
-            raise BLPSegError(f"{source}: {error}") from error
+            raise BLPSegError(f"{source}: {error.args[0]}") from error
         key = str(error.args[0]).rsplit(": ", 1)[-1]
         near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else "; blpseg/config.py lists BLPSeg's keys"

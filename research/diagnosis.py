@@ -3,7 +3,6 @@ the label preference, and whom local aggregation listens to."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import cv2
@@ -16,6 +15,7 @@ from blpseg.evaluation.report import mean_iou
 from blpseg.evaluation.sem_seg import read_ground_truth
 from blpseg.modeling import BLPSeg
 from blpseg.modeling.local_aggregation import aggregation_weights
+from blpseg.modeling.outputs import upsample
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.files import read_image, read_label
 from blpseg.utils.geometry import DISTANCE_EDGES, boundary_distance, distance_bins
@@ -81,24 +81,21 @@ class Diagnosis:
             self.classes, (mask[labelled], scribble[at], pseudo[trusted], mask[trusted], mask[right]), strict=True
         ):
             counts += np.bincount(values, minlength=classes)
-        if model.embedding is None:
+        if model.local_aggregation is None:
             return
-        embedding, model.embedding = model.embedding, None
-        try:
-            (plain,) = model.inspect([inputs])
-        finally:
-            model.embedding = embedding
-        for table, maps in zip(self.confusion, (plain, found), strict=True):
-            prediction = class_map(maps["sem_seg"]).cpu().numpy()
+        padded = model.preprocess_image([inputs]).tensor
+        outputs = model.outputs(padded, annotation=False)
+        height, width = image.shape[:2]
+        for table, logits in zip(self.confusion, (outputs.raw_logits, outputs.logits), strict=True):
+            prediction = class_map(upsample(logits, padded.shape[-2:])[0, :, :height, :width]).cpu().numpy()
             index = prediction[labelled].astype(np.int64) * classes + mask[labelled]
             table += np.bincount(index, minlength=classes**2).reshape(classes, classes)
-        self._look_at_weights(inputs, mask)
+        self._look_at_weights(outputs.embedding[0], mask)
 
     def _sum(self, bins: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(bins, values, minlength=len(DISTANCE_EDGES))
 
-    def _look_at_weights(self, inputs: dict, mask: np.ndarray) -> None:
-        features = self.model.embed([inputs])[0]
+    def _look_at_weights(self, features: torch.Tensor, mask: np.ndarray) -> None:
         height, width = features.shape[-2:]
         # The mask at the centres of the grid's cells; the grid of stride 4 covers the padded image.
         padded = np.full((4 * height, 4 * width), IGNORED)
@@ -108,8 +105,8 @@ class Diagnosis:
         chosen = labelled[torch.randperm(len(labelled), generator=self.random)[: self.positions]]
         if not len(chosen):
             return
-        sigma, at = self.model.lam_sigma, chosen.to(features.device)
-        radius = self.model.lam_window * sigma if self.model.lam_impl == "window" else math.inf
+        lam, at = self.model.local_aggregation, chosen.to(features.device)
+        sigma, radius = lam.sigma, lam.radius
         weight = aggregation_weights(features, sigma, at, radius).cpu()
         near = aggregation_weights(torch.zeros_like(features[:1]), sigma, at, radius).cpu()
         same = (label[chosen, None] == label).double()

@@ -81,7 +81,7 @@ def tiny_cfg():
     """A ResNet-18 model of 5 classes with narrow parts, on the CPU."""
     return get_cfg(
         str(ROOT / "configs/Base-BLPSeg-R18.yaml"),
-        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16],
+        ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16],
     )
 
 
@@ -114,7 +114,7 @@ def made_cfg(made_folder):
 
     def build(*opts):
         return get_cfg(
-            "",
+            str(ROOT / "configs/Base-BLPSeg-R101.yaml"),
             [
                 *("DATASETS.FOLDER.NAME", "made", "DATASETS.FOLDER.ROOT", str(made_folder)),
                 *("DATASETS.FOLDER.CLASSES", CLASSES, "DATASETS.FOLDER.TRAIN_MASKS", "masks/train"),

@@ -15,7 +15,7 @@ CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.
 # is checked by name below.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""),
-    *("MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16, "MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS", 8),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16, "MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS", 8),
 ]
 
 

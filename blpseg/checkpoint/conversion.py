@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..utils.errors import BLPSegError
+from ..utils.state_dict import current_name
 from .reading import state_dict_of
 
 __all__ = ["Conversion", "convert", "state_dict_of"]
@@ -42,21 +43,21 @@ _DEEP_STEM = (
 )
 _PLAIN_STEM = (("conv1", "stem.conv1"), ("bn1", "stem.conv1.norm"))
 _REST = (
-    ("ppm.stages.{0}.1", "pixel_decoder.pyramid_pooling.branches.{0}"),
-    ("ppm.stages.{0}.2", "pixel_decoder.pyramid_pooling.branches.{0}.norm"),
-    ("ppm.bottleneck.0", "pixel_decoder.pyramid_pooling.bottleneck"),
-    ("ppm.bottleneck.1", "pixel_decoder.pyramid_pooling.bottleneck.norm"),
-    ("decoder.lateral_convs.{0}.0", "pixel_decoder.lateral_convs.{0}"),
-    ("decoder.lateral_convs.{0}.1", "pixel_decoder.lateral_convs.{0}.norm"),
-    ("decoder.fpn_convs.{0}.0", "pixel_decoder.output_convs.{0}"),
-    ("decoder.fpn_convs.{0}.1", "pixel_decoder.output_convs.{0}.norm"),
-    ("decoder.fpn_bottleneck.0", "pixel_decoder.fuse"),
-    ("decoder.fpn_bottleneck.1", "pixel_decoder.fuse.norm"),
-    ("seg_head.{0}", "sem_seg_head.{0}"),
-    ("scribble_head.{0}", "annotation_head.{0}"),
-    ("embed_proj.proj", "embedding.patches"),
-    ("embed_proj.norm", "embedding.norm"),
-    ("embed_proj.conv", "embedding.projection"),
+    ("ppm.stages.{0}.1", "sem_seg_head.pixel_decoder.pyramid_pooling.branches.{0}"),
+    ("ppm.stages.{0}.2", "sem_seg_head.pixel_decoder.pyramid_pooling.branches.{0}.norm"),
+    ("ppm.bottleneck.0", "sem_seg_head.pixel_decoder.pyramid_pooling.bottleneck"),
+    ("ppm.bottleneck.1", "sem_seg_head.pixel_decoder.pyramid_pooling.bottleneck.norm"),
+    ("decoder.lateral_convs.{0}.0", "sem_seg_head.pixel_decoder.lateral_convs.{0}"),
+    ("decoder.lateral_convs.{0}.1", "sem_seg_head.pixel_decoder.lateral_convs.{0}.norm"),
+    ("decoder.fpn_convs.{0}.0", "sem_seg_head.pixel_decoder.output_convs.{0}"),
+    ("decoder.fpn_convs.{0}.1", "sem_seg_head.pixel_decoder.output_convs.{0}.norm"),
+    ("decoder.fpn_bottleneck.0", "sem_seg_head.pixel_decoder.fuse"),
+    ("decoder.fpn_bottleneck.1", "sem_seg_head.pixel_decoder.fuse.norm"),
+    ("seg_head.{0}", "sem_seg_head.predictor.{0}"),
+    ("scribble_head.{0}", "sem_seg_head.annotation_head.{0}"),
+    ("embed_proj.proj", "sem_seg_head.local_aggregation.embedding.patches"),
+    ("embed_proj.norm", "sem_seg_head.local_aggregation.embedding.norm"),
+    ("embed_proj.conv", "sem_seg_head.local_aggregation.embedding.projection"),
 )
 
 
@@ -121,7 +122,8 @@ def convert(state: Mapping[str, torch.Tensor], file: str, unannotated_weight: fl
     """
     if "seg_head.4.weight" in state and "backbone.conv1.0.weight" in state:
         return _published_to_ours(state, file)
-    if "sem_seg_head.4.weight" in state and "backbone.stem.conv1.weight" in state:
+    state = {current_name(key): value for key, value in state.items()}
+    if "sem_seg_head.predictor.4.weight" in state and "backbone.stem.conv1.weight" in state:
         return _ours_to_published(state, file, unannotated_weight)
     if "conv1.0.weight" in state and "layer4.0.conv1.weight" in state:
         return _resnet(state, file, "ResNet with a deep stem", _DEEP_STEM, "deeplab")
@@ -151,12 +153,12 @@ def _published_to_ours(state, file: str) -> Conversion:
 def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversion:
     if "backbone.stem.conv3.weight" not in state:
         raise BLPSegError(f"{file}: the published layout needs a deep stem (MODEL.RESNETS.STEM_TYPE deeplab)")
-    if "embedding.patches.weight" not in state:
+    if "sem_seg_head.local_aggregation.embedding.patches.weight" not in state:
         raise BLPSegError(f"{file}: the published layout needs local aggregation (MODEL.BLPSEG.LAM.ENABLED True)")
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
     # What the published layout carries beside them: without these a strict load refuses the file.
-    weight = torch.ones(len(state["annotation_head.4.weight"]))
+    weight = torch.ones(len(state["sem_seg_head.annotation_head.4.weight"]))
     weight[-1] = unannotated_weight
     stem_channels = len(state["backbone.stem.conv3.weight"])
     result.state_dict |= {
@@ -175,7 +177,7 @@ def _resnet(state, file: str, name: str, stem, stem_type: str) -> Conversion:
     known = {"fc.weight": "ImageNet classifier", "fc.bias": "ImageNet classifier"}
     _rename_all(state, _renamer(_with_prefix(stem + _BACKBONE, "", "backbone.")), known, result)
     _require(result, file, _expected_resnet(result.state_dict, "backbone."))
-    result.initial = sorted({key.split(".")[0] for key in _our_parts()})
+    result.initial = sorted({key.split(".")[1] for key in _our_parts()})
     result.config = ["MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.STEM_TYPE", stem_type]
     result.config += ["MODEL.RESNETS.STEM_OUT_CHANNELS", str(len(state["bn1.weight"]))]
     result.config += ["MODEL.RESNETS.STRIDE_IN_1X1", "False"]
@@ -227,14 +229,14 @@ def _conv_and_norm(name: str) -> list[str]:
 def _our_parts() -> list[str]:
     keys = []
     for _, ours in _REST:
-        numbers = {"branches": range(4), "convs": range(3), "head": (0, 2, 4)}
+        numbers = {"branches": range(4), "convs": range(3), "(predictor|annotation_head)": (0, 2, 4)}
         indices = next((v for name, v in numbers.items() if re.search(rf"{name}\.\{{0\}}", ours)), (None,))
         for i in indices:
             part = ours.format(i)
             keys.append(f"{part}.weight")
-            if part.endswith((".norm", "head.4")) or part.startswith("embedding"):
+            if part.endswith((".norm", "predictor.4", "head.4")) or ".embedding." in part:
                 keys.append(f"{part}.bias")
-            if part.endswith(".norm") and not part.startswith("embedding"):
+            if part.endswith(".norm") and ".embedding." not in part:
                 keys += [f"{part}.running_mean", f"{part}.running_var"]
     return keys
 

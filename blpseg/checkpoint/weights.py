@@ -9,6 +9,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import nn
 
 from ..utils.errors import BLPSegError, describe
+from ..utils.state_dict import current_name
 from .reading import check_finite, load_file, state_dict_of
 
 __all__ = ["load_weights"]
@@ -37,6 +38,7 @@ def load_weights(
     data = load_file(path, trust=trust)
     weights = state_dict_of(data, path)
     own = model.state_dict()
+    weights = {k if k in own else current_name(k): v for k, v in weights.items()}
     if not any(name in own for name in weights):
         caffe2 = path.endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
         try:
@@ -75,13 +77,13 @@ def load_weights(
 def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:
     name, shape = next(iter(wrong.items()))
     own = model.state_dict()
-    heads = ("sem_seg_head.", "annotation_head.")
+    heads = ("sem_seg_head.predictor.", "sem_seg_head.annotation_head.")
     if all(k.startswith(heads) for k in wrong):
         for k, found in wrong.items():
-            if k.startswith("sem_seg_head.") and found:
+            if k.startswith(heads[0]) and found:
                 return (
                     f"made for {found[0]} classes, the config has MODEL.SEM_SEG_HEAD.NUM_CLASSES {own[k].shape[0]}; "
-                    f"set it to {found[0]}, or start the class layers anew with SOLVER.FINETUNE_OTHER_CLASSES True"
+                    f"set it to {found[0]}, or start the class layers anew with MODEL.BLPSEG.RESET_CLASS_LAYERS True"
                 )
     return (
         f"{len(wrong)} weights have another shape than the model's ({name}: {tuple(shape)} in the file, "

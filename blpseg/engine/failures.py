@@ -43,7 +43,7 @@ class Diagnosis:
                 "give each process "
                 f"and part at least 2 images (SOLVER.IMS_PER_BATCH {self.cfg.SOLVER.IMS_PER_BATCH}, "
                 "SOLVER.ACCUMULATION_STEPS "
-                f"{self.cfg.SOLVER.ACCUMULATION_STEPS}), or set MODEL.BLPSEG.NORM GN or FrozenBN"
+                f"{self.cfg.SOLVER.ACCUMULATION_STEPS}), or set MODEL.SEM_SEG_HEAD.NORM GN or FrozenBN"
             ) from error
         return False
 

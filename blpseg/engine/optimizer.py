@@ -32,7 +32,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factor if name.startswith("annotation_head.") else 1.0,
+        lr_factor_func=lambda name: factor if "annotation_head." in name else 1.0,
     )
     if not groups:
         raise BLPSegError("config: the model has no weight to train; is everything frozen (MODEL.BACKBONE.FREEZE_AT)?")

@@ -107,7 +107,7 @@ def _train(cfg: CfgNode, args, stop: StopRequest, wanted_device: str) -> int:
             trainer.model,
             cfg.MODEL.WEIGHTS,
             complete=False,
-            other_classes=cfg.SOLVER.FINETUNE_OTHER_CLASSES,
+            other_classes=cfg.MODEL.BLPSEG.RESET_CLASS_LAYERS,
             trust=args.trust_checkpoint,
         )
     del state  # its tensors would otherwise stay in memory beside the optimiser's

@@ -169,7 +169,7 @@ class Trainer(TrainerBase):
     def train(self) -> bool:
         """Run the iterations that are left; False if a signal ended it before the last one."""
         if self.cfg.SOLVER.COMPILE:
-            for module in (self.model.backbone, getattr(self.model, "pixel_decoder", None)):
+            for module in (self.model.backbone, getattr(self.model.sem_seg_head, "pixel_decoder", None)):
                 if module is not None:
                     module.compile()
         if self.world_size > 1:

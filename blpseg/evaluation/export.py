@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..modeling import BLPSeg, local_aggregation
+from ..modeling import BLPSeg
 from ..utils.errors import BLPSegError
 from ..utils.files import write_bytes_atomic
 
@@ -38,7 +38,7 @@ class InferenceGraph(nn.Module):
             BLPSegError: the model aggregates in a window, which exists only as a loop over tiles.
         """
         super().__init__()
-        if model.embedding is not None and model.lam_impl == "window":
+        if model.local_aggregation is not None and model.local_aggregation.impl == "window":
             raise BLPSegError("MODEL.BLPSEG.LAM.IMPL window cannot be exported; the exact aggregation can (auto)")
         self.model = model
 
@@ -46,10 +46,7 @@ class InferenceGraph(nn.Module):
         """(1, 3, H, W) float32 in 0..255, channels as INPUT.FORMAT -> (1, C, H, W) float32 logits."""
         model = self.model
         x = (image - model.pixel_mean) / model.pixel_std
-        logits = model.sem_seg_head(model.pixel_decoder(model.backbone(x)))
-        if model.embedding is not None:
-            # The one way to compute it that is made of plain operations.
-            logits = local_aggregation(logits, model.embedding(x), model.lam_sigma, impl="dense")
+        logits = model.outputs(x, annotation=False).logits
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 

@@ -2,21 +2,23 @@
 
 from .backbone import build_narrow_resnet_backbone
 from .blpseg import BLPSeg
-from .local_aggregation import local_aggregation
-from .losses import SEGMENTATION_LOSS_REGISTRY, annotation_loss, blp_loss
-from .pixel_decoder import PIXEL_DECODER_REGISTRY, build_pixel_decoder
+from .local_aggregation import LocalAggregation, local_aggregation
+from .losses import LOSS_REGISTRY, Loss, annotation_loss, blp_loss
+from .outputs import Outputs, Targets
 from .pseudo_labels import pseudo_labels
-from .regularizers import REGULARIZER_REGISTRY
+from .sem_seg_head import BLPSegHead
 
 __all__ = [
+    "LOSS_REGISTRY",
     "BLPSeg",
-    "PIXEL_DECODER_REGISTRY",
-    "REGULARIZER_REGISTRY",
-    "SEGMENTATION_LOSS_REGISTRY",
+    "BLPSegHead",
+    "LocalAggregation",
+    "Loss",
+    "Outputs",
+    "Targets",
     "annotation_loss",
     "blp_loss",
     "build_narrow_resnet_backbone",
-    "build_pixel_decoder",
     "local_aggregation",
     "pseudo_labels",
 ]

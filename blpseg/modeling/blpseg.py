@@ -1,4 +1,4 @@
-"""The meta-architecture: METHOD section 2's parts, wired."""
+"""The meta-architecture: backbone -> head -> losses (METHOD sections 2, 4 and 5)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
-from .heads import PixelHead, ShallowEmbedding
-from .local_aggregation import local_aggregation
-from .losses import PADDING, annotation_loss, blp_weight, build_segmentation_loss, upsample
-from .pixel_decoder import build_pixel_decoder
+from ..utils.state_dict import current_name
+from .local_aggregation import LocalAggregation
+from .losses import build_losses
+from .losses.loss import log_scalar
+from .outputs import PADDING, Outputs, Targets, upsample
 from .pseudo_labels import pseudo_labels
-from .regularizers import build_regularizers
+from .sem_seg_head import BLPSegHead, build_head
 
 __all__ = ["BLPSeg"]
-
-LOG_PERIOD = 20  # iterations between scalars; each costs a wait for the GPU, and writers look this often
 
 
 @META_ARCH_REGISTRY.register()
@@ -36,17 +35,9 @@ class BLPSeg(nn.Module):
         self,
         *,
         backbone: Backbone,
-        pixel_decoder: nn.Module,
-        sem_seg_head: nn.Module,
-        annotation_head: nn.Module,
-        embedding: nn.Module | None,
-        segmentation_loss: nn.Module,
-        regularizers: nn.ModuleDict,
+        sem_seg_head: BLPSegHead,
+        losses: nn.ModuleDict,
         num_classes: int,
-        unannotated_weight: float,
-        lam_sigma: float,
-        lam_impl: str,
-        lam_window: float,
         self_training_start: int | None,
         self_training_threshold: float,
         pixel_mean: Sequence[float],
@@ -54,33 +45,19 @@ class BLPSeg(nn.Module):
     ):
         """
         Args:
-            backbone: image -> dict of feature maps.
-            pixel_decoder: feature maps -> (N, D, H/4, W/4).
-            sem_seg_head: decoder output -> (N, C, H/4, W/4) logits.
-            annotation_head: decoder output -> (N, C + 1, H/4, W/4) logits.
-            embedding: image -> (N, E, H/4, W/4) features of local aggregation; None leaves the aggregation out.
-            segmentation_loss: from ``SEGMENTATION_LOSS_REGISTRY``.
-            regularizers: further losses by name, see :func:`build_regularizers`; may be empty.
+            backbone: images -> dict of feature maps.
+            sem_seg_head: feature maps -> :class:`Outputs`.
+            losses: name in the training losses -> :class:`blpseg.modeling.losses.Loss`.
             num_classes: C, background included.
-            unannotated_weight: see :func:`annotation_loss`.
-            lam_sigma, lam_impl, lam_window: see :func:`local_aggregation`.
             self_training_start: first iteration with pseudo labels; None for never.
             self_training_threshold: see :func:`pseudo_labels`.
             pixel_mean, pixel_std: normalisation of a channel in 0..255, in the order of INPUT.FORMAT.
         """
         super().__init__()
         self.backbone = backbone
-        self.pixel_decoder = pixel_decoder
         self.sem_seg_head = sem_seg_head
-        self.annotation_head = annotation_head
-        self.embedding = embedding
-        self.segmentation_loss = segmentation_loss
-        self.regularizers = regularizers
+        self.losses = losses
         self.num_classes = num_classes
-        self.unannotated_weight = unannotated_weight
-        self.lam_sigma = lam_sigma
-        self.lam_impl = lam_impl
-        self.lam_window = lam_window
         self.self_training_start = self_training_start
         self.self_training_threshold = self_training_threshold
         self.normalization = (tuple(pixel_mean), tuple(pixel_std))
@@ -89,25 +66,15 @@ class BLPSeg(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        blpseg = cfg.MODEL.BLPSEG
-        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self_training = cfg.MODEL.BLPSEG.SELF_TRAINING
         backbone = build_backbone(cfg)
-        decoder = build_pixel_decoder(cfg, backbone.output_shape())
         return {
             "backbone": backbone,
-            "pixel_decoder": decoder,
-            "sem_seg_head": PixelHead(decoder.out_channels, blpseg.HEAD_CHANNELS, num_classes),
-            "annotation_head": PixelHead(decoder.out_channels, blpseg.HEAD_CHANNELS, num_classes + 1),
-            "embedding": ShallowEmbedding(blpseg.LAM.EMBEDDING_CHANNELS) if blpseg.LAM.ENABLED else None,
-            "segmentation_loss": build_segmentation_loss(cfg),
-            "regularizers": build_regularizers(cfg),
-            "num_classes": num_classes,
-            "unannotated_weight": blpseg.ANNOTATION.UNANNOTATED_WEIGHT,
-            "lam_sigma": blpseg.LAM.SIGMA,
-            "lam_impl": blpseg.LAM.IMPL,
-            "lam_window": blpseg.LAM.WINDOW,
-            "self_training_start": blpseg.SELF_TRAINING.START_ITER if blpseg.SELF_TRAINING.ENABLED else None,
-            "self_training_threshold": blpseg.SELF_TRAINING.THRESHOLD,
+            "sem_seg_head": build_head(cfg, backbone.output_shape()),
+            "losses": build_losses(cfg),
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "self_training_start": self_training.START_ITER if self_training.ENABLED else None,
+            "self_training_threshold": self_training.THRESHOLD,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -115,6 +82,11 @@ class BLPSeg(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def local_aggregation(self) -> LocalAggregation | None:
+        """LAM, with its embedding; None without it."""
+        return self.sem_seg_head.local_aggregation
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """
@@ -127,77 +99,58 @@ class BLPSeg(nn.Module):
                 * ``height``, ``width`` (inference, optional): the size of the result.
 
         Returns:
-            in training ``{"loss_seg", "loss_annotation"}`` and those of ``MODEL.BLPSEG.REGULARIZERS``, scalars;
-            otherwise a list of ``{"sem_seg": (C, height, width) float32 logits}``.
+            in training the losses of ``MODEL.BLPSEG.LOSSES`` by name, scalars times their weights; otherwise a list of
+            ``{"sem_seg": (C, height, width) float32 logits}``.
         """
-        images = self._preprocess(batched_inputs)
-        # Before the forward, all of which a copy to the GPU would wait for.
-        targets = self._targets(batched_inputs, images.tensor) if self.training else ()
-        decoded, logits = self._segment(images.tensor)
+        images = self.preprocess_image(batched_inputs)
         if self.training:
-            return self._losses(images.tensor, decoded, logits, *targets)
+            # Before the network, all of which a copy to the GPU would wait for.
+            labels = self._labels(batched_inputs, images.tensor)
+            outputs = self.outputs(images.tensor)
+            return self.compute_losses(outputs, self._targets(outputs, *labels), images.tensor)
+        logits = upsample(self.outputs(images.tensor, annotation=False).logits, images.tensor.shape[-2:])
         return [
-            {"sem_seg": result}
-            for result in self._postprocess(upsample(logits, images.tensor.shape[-2:]), images, batched_inputs)
+            {"sem_seg": sem_seg_postprocess(x, size, given.get("height", size[0]), given.get("width", size[1]))}
+            for x, size, given in zip(logits, images.image_sizes, batched_inputs, strict=True)
         ]
 
-    def _preprocess(self, batched_inputs: list[dict]) -> ImageList:
-        images = [self._normalize(x["image"].to(self.device)) for x in batched_inputs]
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalise the ``image`` of each input and pad them right and below to one size that the network takes."""
+        images = [self.normalize(x["image"].to(self.device)) for x in batched_inputs]
+        divisibility = max(self.backbone.size_divisibility, self.sem_seg_head.size_divisibility)
+        constraints = dict(self.backbone.padding_constraints)
+        if "size_divisibility" in constraints:
+            constraints["size_divisibility"] = max(divisibility, constraints["size_divisibility"])
         # Padding after normalisation is the mean colour, as in the crops of training.
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
 
-    def _normalize(self, image: torch.Tensor) -> torch.Tensor:
-        """In float64 and rounded once, as the published loader does it: a pseudo label near its threshold tells."""
+    def normalize(self, image: torch.Tensor) -> torch.Tensor:
+        """(..., 3, H, W) in 0..255 -> float32. In float64 and rounded once, as the published loader does it: rounding
+        decides about pseudo labels near the threshold."""
         wide = torch.float32 if image.device.type == "mps" else torch.float64  # what Metal does not have
         mean, std = (torch.tensor(v, dtype=wide, device=image.device).view(-1, 1, 1) for v in self.normalization)
         return ((image.to(wide) - mean) / std).float()
 
-    def _segment(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3, H, W) normalised -> decoder output and aggregated logits, both at stride 4."""
-        decoded = self.pixel_decoder(self.backbone(images))
-        logits = self.sem_seg_head(decoded)
-        if self.embedding is not None:
-            logits = local_aggregation(
-                logits, self.embedding(images), self.lam_sigma, impl=self.lam_impl, window=self.lam_window
-            )
-        return decoded, logits
+    def outputs(self, images: torch.Tensor, annotation: bool = True) -> Outputs:
+        """Everything that the network computes: for the losses, pictures, export, cost and diagnosis alike.
 
-    def _targets(self, batched_inputs: list[dict], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scribble = images.new_full((len(images), *images.shape[-2:]), PADDING, dtype=torch.long)
-        for target, x in zip(scribble, batched_inputs, strict=True):
-            height, width = x["scribble"].shape
-            target[:height, :width] = x["scribble"]
-        return scribble, torch.stack([x["image_classes"] for x in batched_inputs]).to(self.device)
+        Args:
+            images: (N, 3, H, W) normalised, as :meth:`preprocess_image` makes them.
+            annotation: False leaves the annotation logits out.
+        """
+        return self.sem_seg_head(self.backbone(images), images, annotation)
 
-    def _losses(self, images, decoded, logits, scribble, image_classes) -> dict[str, torch.Tensor]:
-        # Detached: where people scribble must not shape the features that segment (METHOD section 2).
-        annotation_logits = self.annotation_head(decoded.detach())
-        if self.self_training:
-            target = pseudo_labels(logits, scribble, image_classes, self.self_training_threshold)
-        else:
-            target = scribble
-        loss_seg, scalars = self.segmentation_loss(logits, annotation_logits, target, images)
-        if has_event_storage() and get_event_storage().iter % LOG_PERIOD == 0:
-            inside = (scribble != PADDING).sum().clamp(min=1)
-            scalars["annotated_share"] = (scribble < self.num_classes).sum() / inside
-            for name, value in scalars.items():
-                get_event_storage().put_scalar(f"blpseg/{name}", float(value), smoothing_hint=False)
-        return {
-            "loss_seg": loss_seg,
-            "loss_annotation": annotation_loss(annotation_logits, scribble, self.unannotated_weight),
-            **{name: regularizer(logits, images, scribble) for name, regularizer in self.regularizers.items()},
-        }
+    def compute_losses(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The training losses by name, times their weights; ``images`` are those that ``outputs`` are of."""
+        inside = (targets.scribble != PADDING).sum().clamp(min=1)
+        log_scalar("annotated_share", (targets.scribble < self.num_classes).sum() / inside)
+        with torch.autocast(images.device.type, enabled=False):
+            return {name: loss.loss_weight * loss(outputs, targets, images) for name, loss in self.losses.items()}
 
     def loss_weights(self, batched_inputs: list[dict]) -> dict[str, float]:
-        """What each training loss is a mean over, so that parts of a batch, in turn or in several processes, can
-        add up to the loss of the whole: images for ``loss_seg``, weighted pixels for ``loss_annotation``. The
-        regularizers are means over images, as the trainer takes losses that are not named here to be."""
-        annotated = sum(int((x["scribble"] < self.num_classes).sum()) for x in batched_inputs)
-        free = sum(int((x["scribble"] == self.num_classes).sum()) for x in batched_inputs)
-        return {
-            "loss_seg": float(len(batched_inputs)),
-            "loss_annotation": annotated + self.unannotated_weight * free,
-        }
+        """What each training loss is a mean over, so that parts of a batch, in turn or in several processes, can add up
+        to the loss of the whole; see :meth:`Loss.mean_over`."""
+        return {name: loss.mean_over(batched_inputs) for name, loss in self.losses.items()}
 
     @property
     def self_training(self) -> bool:
@@ -205,17 +158,19 @@ class BLPSeg(nn.Module):
         iteration = get_event_storage().iter if has_event_storage() else 0
         return self.self_training_start is not None and iteration >= self.self_training_start
 
-    def _postprocess(self, maps: torch.Tensor, images: ImageList, batched_inputs: list[dict]) -> list[torch.Tensor]:
-        """(N, K, H, W) maps of the padded batch -> one (K, height, width) an image."""
-        return [
-            sem_seg_postprocess(m, size, x.get("height", size[0]), x.get("width", size[1]))
-            for m, size, x in zip(maps, images.image_sizes, batched_inputs, strict=True)
-        ]
+    def _labels(self, batched_inputs: list[dict], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scribble and image classes of :class:`Targets`."""
+        scribble = images.new_full((len(images), *images.shape[-2:]), PADDING, dtype=torch.long)
+        for target, x in zip(scribble, batched_inputs, strict=True):
+            height, width = x["scribble"].shape
+            target[:height, :width] = x["scribble"]
+        return scribble, torch.stack([x["image_classes"] for x in batched_inputs]).to(self.device)
 
-    @torch.no_grad()
-    def embed(self, batched_inputs: list[dict]) -> torch.Tensor | None:
-        """(N, E, h, w) features of local aggregation at stride 4, of the padded batch; None without aggregation."""
-        return None if self.embedding is None else self.embedding(self._preprocess(batched_inputs).tensor)
+    def _targets(self, outputs: Outputs, scribble: torch.Tensor, image_classes: torch.Tensor) -> Targets:
+        supervision = scribble
+        if self.self_training:
+            supervision = pseudo_labels(outputs.logits, scribble, image_classes, self.self_training_threshold)
+        return Targets(scribble, image_classes, supervision)
 
     @torch.no_grad()
     def inspect(self, batched_inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
@@ -229,22 +184,25 @@ class BLPSeg(nn.Module):
             ``annotation_prob`` (C + 1, H, W), the last channel "not annotated"; with a scribble also
             ``blp_weight`` (H, W), 0 where there is no annotation, and ``pseudo_label`` (H, W) long, 255 = none.
         """
-        images = self._preprocess(batched_inputs)
-        decoded, stride4_logits = self._segment(images.tensor)
+        images = self.preprocess_image(batched_inputs)
+        outputs = self.outputs(images.tensor)
         size = images.tensor.shape[-2:]
-        logits = upsample(stride4_logits, size)
-        log_q = upsample(self.annotation_head(decoded), size).log_softmax(dim=1)
-        maps = {"sem_seg": logits, "annotation_prob": log_q.exp()}
+        maps = {
+            "sem_seg": upsample(outputs.logits, size),
+            "annotation_prob": upsample(outputs.annotation_logits, size).softmax(dim=1),
+        }
         if all("scribble" in x for x in batched_inputs):
-            scribble, image_classes = self._targets(batched_inputs, images.tensor)
-            annotated = scribble < self.num_classes
-            label = (scribble * annotated)[:, None]
-            log_p = logits.log_softmax(dim=1)
-            gamma = getattr(self.segmentation_loss, "gamma", 0.0)  # a loss without one weighs all pixels alike
-            weight = blp_weight(log_p.gather(1, label), log_q.gather(1, label), gamma)
-            maps["blp_weight"] = weight[:, 0] * annotated
-            maps["pseudo_label"] = pseudo_labels(stride4_logits, scribble, image_classes, self.self_training_threshold)
+            labels = self._labels(batched_inputs, images.tensor)
+            pseudo = pseudo_labels(outputs.logits, *labels, self.self_training_threshold)
+            loss = self.losses["loss_seg"] if "loss_seg" in self.losses else next(iter(self.losses.values()))
+            maps["blp_weight"] = loss.pixel_weights(outputs, Targets(*labels, pseudo))
+            maps["pseudo_label"] = pseudo
         return [
             {name: value[i, ..., :height, :width] for name, value in maps.items()}
             for i, (height, width) in enumerate(images.image_sizes)
         ]
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        for name in list(state_dict):
+            state_dict[current_name(name, prefix)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -16,11 +16,20 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["EPSILON", "IMPLEMENTATIONS", "aggregation_weights", "local_aggregation"]
+__all__ = [
+    "EPSILON",
+    "IMPLEMENTATIONS",
+    "LocalAggregation",
+    "ShallowEmbedding",
+    "aggregation_weights",
+    "local_aggregation",
+]
 
 EPSILON = 1e-7  # of METHOD section 3
 
@@ -38,7 +47,7 @@ def local_aggregation(
         logits: (N, C, h, w) floating point.
         features: (N, D, h', w') floating point; resized bilinearly to (h, w) where the grids differ.
         sigma: standard deviation of the distance term in grid cells, > 0.
-        impl: how to compute it.
+        impl: how to compute it. Traced or compiled, every exact way is computed as ``"dense"``.
 
             * ``"auto"``: exact; the faster of the exact ways for the size, in float64 where the
               features are so long, or of so unequal length, that float32 would not hold 1e-4.
@@ -58,21 +67,87 @@ def local_aggregation(
     Raises:
         BLPSegError: unknown ``impl``, or shapes or numbers that do not fit.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise BLPSegError(f"MODEL.BLPSEG.LAM.IMPL {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    _check(sigma, impl, window)
+    if impl != "window" and (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+        impl = "dense"
     if logits.dim() != 4 or features.dim() != 4 or logits.shape[0] != features.shape[0]:
         raise BLPSegError(
             f"local aggregation takes (N, C, h, w) logits and (N, D, h, w) features; "
             f"got {tuple(logits.shape)} and {tuple(features.shape)}"
         )
-    if not (sigma > 0 and window > 0):
-        raise BLPSegError(f"MODEL.BLPSEG.LAM.SIGMA and .WINDOW must be > 0; got {sigma} and {window}")
     with torch.autocast(logits.device.type, enabled=False):
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         logits, features = logits.to(dtype), features.to(dtype)
         if features.shape[-2:] != logits.shape[-2:]:
             features = F.interpolate(features, size=logits.shape[-2:], mode="bilinear", align_corners=False)
         return IMPLEMENTATIONS[impl](logits, features, sigma, window)
+
+
+def _check(sigma: float, impl: str, window: float) -> None:
+    if impl not in IMPLEMENTATIONS:
+        raise BLPSegError(f"MODEL.BLPSEG.LAM.IMPL {impl!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}")
+    if not (sigma > 0 and window > 0):
+        raise BLPSegError(f"MODEL.BLPSEG.LAM.SIGMA and .WINDOW must be > 0; got {sigma} and {window}")
+
+
+class ShallowEmbedding(nn.Module):
+    """One feature vector for each patch of the image: what local aggregation compares (METHOD section 2).
+
+    Args:
+        channels: D, the length of a feature vector.
+        patch_size: side of a patch in pixels, the stride of the logits.
+    """
+
+    def __init__(self, channels: int, patch_size: int = 4):
+        super().__init__()
+        self.patch_size = patch_size
+        self.patches = nn.Conv2d(3, channels, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(channels)
+        self.projection = nn.Conv2d(channels, channels, 1)
+        c2_msra_fill(self.patches)
+        c2_msra_fill(self.projection)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) normalised images -> (N, D, ceil(H / patch_size), ceil(W / patch_size))."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        x = self.patches(images)
+        x = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        return self.projection(x)
+
+
+class LocalAggregation(nn.Module):
+    """:func:`local_aggregation` and the embedding whose features it compares.
+
+    Attributes:
+        embedding: image -> features of the aggregation, see :class:`ShallowEmbedding`.
+        sigma, impl, window: see :func:`local_aggregation`.
+    """
+
+    def __init__(
+        self, channels: int, patch_size: int = 4, *, sigma: float = 6.0, impl: str = "auto", window: float = 4.0
+    ):
+        """
+        Args:
+            channels, patch_size: of the embedding.
+            sigma, impl, window: see :func:`local_aggregation`.
+
+        Raises:
+            BLPSegError: unknown ``impl``, or a number that is not positive.
+        """
+        super().__init__()
+        _check(sigma, impl, window)
+        self.embedding = ShallowEmbedding(channels, patch_size)
+        self.sigma, self.impl, self.window = sigma, impl, window
+
+    @property
+    def radius(self) -> float:
+        """Distance in grid cells beyond which positions are left out; infinite for all but ``"window"``."""
+        return self.window * self.sigma if self.impl == "window" else math.inf
+
+    def forward(self, logits: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """(N, C, h, w) logits, (N, D, h', w') features of :attr:`embedding` -> (N, C, h, w) aggregated logits."""
+        return local_aggregation(logits, features, self.sigma, self.impl, self.window)
 
 
 def aggregation_weights(
@@ -110,8 +185,6 @@ FLOAT32_SQUARED_NORM_RATIO = 16.0
 
 
 def _auto(logits: torch.Tensor, features: torch.Tensor, sigma: float, window: float) -> torch.Tensor:
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return _dense(logits, features, sigma, window)
     dtype = logits.dtype
     squared_norm = features.detach().square().sum(dim=1).flatten(1)
     bound = (FLOAT32_SQUARED_NORM_RATIO * squared_norm.mean(dim=1)).clamp(max=FLOAT32_SQUARED_NORM)

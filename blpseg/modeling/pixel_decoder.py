@@ -1,4 +1,4 @@
-"""Pixel decoder: pyramid pooling on res5 and a top-down path to stride 4 (UPerNet style)."""
+"""Pixel decoder: pyramid pooling on the coarsest level and a top-down path to the finest (UPerNet style)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,14 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
-from detectron2.utils.registry import Registry
+from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
-from .initialization import initialize
-from .registry import look_up
-
-__all__ = ["PIXEL_DECODER_REGISTRY", "PyramidPooling", "UPerDecoder", "build_pixel_decoder"]
-
-PIXEL_DECODER_REGISTRY = Registry("PIXEL_DECODER")
-PIXEL_DECODER_REGISTRY.__doc__ = """
-Pixel decoders: built as ``decoder(cfg, input_shape)``, map backbone features to one (N, out_channels, H/4, W/4) map.
-"""
-
-
-def build_pixel_decoder(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> nn.Module:
-    """Build ``MODEL.BLPSEG.DECODER.NAME`` for a backbone with output ``input_shape``."""
-    name = cfg.MODEL.BLPSEG.DECODER.NAME
-    return look_up(PIXEL_DECODER_REGISTRY, name, "MODEL.BLPSEG.DECODER.NAME")(cfg, input_shape)
+__all__ = ["PyramidPooling", "UPerDecoder"]
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, activation=F.relu) -> Conv2d:
-    return Conv2d(
+    conv = Conv2d(
         in_channels,
         out_channels,
         kernel_size,
@@ -38,6 +24,8 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, acti
         norm=get_norm(norm, out_channels),
         activation=activation,
     )
+    c2_msra_fill(conv)  # kaiming-normal, fan_out
+    return conv
 
 
 class PyramidPooling(nn.Module):
@@ -71,11 +59,11 @@ class PyramidPooling(nn.Module):
         return self.dropout(self.bottleneck(torch.cat([*pooled, x], dim=1)))
 
 
-@PIXEL_DECODER_REGISTRY.register()
 class UPerDecoder(nn.Module):
-    """Top-down decoder over res2..res4 with pyramid pooling on res5 (METHOD section 2).
+    """Top-down decoder with pyramid pooling on the coarsest level (METHOD section 2: res2..res4, and res5).
 
     Attributes:
+        in_features (list[str]): names of the levels, finest first.
         out_channels (int): channels of the output.
     """
 
@@ -85,14 +73,16 @@ class UPerDecoder(nn.Module):
         input_shape: Mapping[str, ShapeSpec],
         *,
         channels: int,
+        common_stride: int,
         pool_scales: Sequence[int],
         norm: str,
         dropout: float,
     ):
         """
         Args:
-            input_shape: output shape of the backbone; all levels are used, finest first by stride and name.
+            input_shape: of the levels, of any names and strides.
             channels: channels of every level and of the output.
+            common_stride: of the output, in pixels.
             pool_scales, dropout: see :class:`PyramidPooling`.
             norm: as :func:`detectron2.layers.get_norm` takes it.
         """
@@ -101,25 +91,26 @@ class UPerDecoder(nn.Module):
         self.in_features = sorted(input_shape, key=lambda name: (input_shape[name].stride, name))
         in_channels = [input_shape[name].channels for name in self.in_features]
         self.out_channels = channels
+        self.upsampling = input_shape[self.in_features[0]].stride / common_stride
         self.pyramid_pooling = PyramidPooling(in_channels[-1], channels, pool_scales, norm, dropout)
         self.lateral_convs = nn.ModuleList(_conv(c, channels, 1, norm) for c in in_channels[:-1])
         self.output_convs = nn.ModuleList(_conv(channels, channels, 3, norm) for _ in in_channels[:-1])
         self.fuse = _conv(len(in_channels) * channels, channels, 3, norm)
-        initialize(self)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict:
-        decoder = cfg.MODEL.BLPSEG.DECODER
+        head, decoder = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.BLPSEG.DECODER
         return {
-            "input_shape": input_shape,
-            "channels": decoder.CHANNELS,
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "channels": head.CONVS_DIM,
+            "common_stride": head.COMMON_STRIDE,
             "pool_scales": decoder.POOL_SCALES,
-            "norm": cfg.MODEL.BLPSEG.NORM,
+            "norm": head.NORM,
             "dropout": decoder.DROPOUT,
         }
 
     def forward(self, features: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """``features[name]`` (N, C_name, H_name, W_name) -> (N, channels, H_finest, W_finest)."""
+        """``features[name]`` (N, C_name, H_name, W_name) -> (N, channels, h, w) at the common stride."""
         levels = [features[name] for name in self.in_features]
         coarsest = self.pyramid_pooling(levels[-1])
         merged = [lateral(x) for lateral, x in zip(self.lateral_convs, levels[:-1], strict=True)]
@@ -128,7 +119,10 @@ class UPerDecoder(nn.Module):
             merged[i] = merged[i] + _resize(above, merged[i].shape[-2:])
             above = merged[i]
         outputs = [conv(x) for conv, x in zip(self.output_convs, merged, strict=True)] + [coarsest]
-        return self.fuse(torch.cat([_resize(x, outputs[0].shape[-2:]) for x in outputs], dim=1))
+        size = outputs[0].shape[-2:]
+        if self.upsampling != 1:
+            size = tuple(max(1, round(side * self.upsampling)) for side in size)
+        return self.fuse(torch.cat([_resize(x, size) for x in outputs], dim=1))
 
 
 def _resize(x: torch.Tensor, size) -> torch.Tensor:

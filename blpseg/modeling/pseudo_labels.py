@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .losses import PADDING, upsample
+from .outputs import PADDING, upsample
 
 __all__ = ["pseudo_labels"]
 

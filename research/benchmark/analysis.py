@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import elementwise_flop_counter
 from torch import nn
 
-from blpseg.modeling import BLPSeg, local_aggregation
-from blpseg.modeling.losses import annotation_loss
+from blpseg.modeling import BLPSeg, LocalAggregation, Targets, local_aggregation
 
 from .measure import peak_memory
 
@@ -31,7 +31,7 @@ class Part:
     """One part of the network.
 
     Attributes:
-        name: of the module, "local_aggregation" or "losses".
+        name: of the module, or "losses".
         parameters: how many.
         operations: multiply-adds of a forward, as fvcore counts; None for the losses.
         output: bytes of what it returns.
@@ -77,21 +77,20 @@ def analyze(model: BLPSeg, height: int, width: int) -> list[Part]:
     """
     image = 255 * torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)).to(model.device)
     measured, traced = _run(model.eval(), image)
-    result = []
+    result: list[Part] = []
     for name, numbers in measured.items():
         module, inputs = traced.get(name, (None, None))
         operations = None
         if module is not None:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # the tracer's, on shapes that become numbers
-                operations = count_operations(module, inputs).total()
-        parameters = 0 if module is None else sum(p.numel() for p in module.parameters())
+                plain = _Aggregation(module.sigma) if isinstance(module, LocalAggregation) else module
+                operations = count_operations(plain, inputs).total()
+        # Those of local aggregation are its embedding's, which is a part of its own.
+        counted = module is not None and name != "local_aggregation"
+        parameters = sum(p.numel() for p in module.parameters()) if counted else 0
         result.append(Part(name, parameters, operations, *numbers))
     return result
-
-
-def _normalized(model: BLPSeg, image: torch.Tensor) -> torch.Tensor:
-    return model._preprocess([{"image": image[0]}]).tensor
 
 
 def _run(model: BLPSeg, image: torch.Tensor) -> tuple[dict[str, tuple], dict[str, tuple]]:
@@ -102,7 +101,7 @@ def _run(model: BLPSeg, image: torch.Tensor) -> tuple[dict[str, tuple], dict[str
     Returns:
         name -> (output, kept, peak, seconds); name -> (module, its inputs).
     """
-    x = _normalized(model, image)
+    x = model.preprocess_image([{"image": image[0]}]).tensor
     height, width = x.shape[-2:]
     parameters = {p.data_ptr() for p in [*model.parameters(), *model.buffers()]}
     seen: set[int] = set(parameters)
@@ -110,7 +109,7 @@ def _run(model: BLPSeg, image: torch.Tensor) -> tuple[dict[str, tuple], dict[str
     parts: dict[str, tuple] = {}
     traced: dict[str, tuple] = {}
 
-    def measure(name, run, module=None, *inputs):
+    def measure(name, run, module, *inputs):
         kept = 0
         result = []
 
@@ -125,10 +124,10 @@ def _run(model: BLPSeg, image: torch.Tensor) -> tuple[dict[str, tuple], dict[str
 
         def forward():
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                result.append(run())
+                result.append(run(*inputs))
 
         if image.is_cuda:
-            run()  # libraries and kernels load at their first use
+            run(*inputs)  # libraries and kernels load at their first use
         start = time.perf_counter()
         peak = peak_memory(forward, image.device.type)
         seconds = time.perf_counter() - start
@@ -139,29 +138,18 @@ def _run(model: BLPSeg, image: torch.Tensor) -> tuple[dict[str, tuple], dict[str
             traced[name] = module, inputs
         return outputs
 
-    def call(name, *inputs):
-        module = getattr(model, name)
-        return measure(name, lambda: module(*inputs), module, *inputs)
-
-    features = call("backbone", x)
-    decoded = call("pixel_decoder", features)
-    logits = call("sem_seg_head", decoded)
-    if model.embedding is not None:
-        embedded = call("embedding", x)
-        given = {"sigma": model.lam_sigma, "impl": model.lam_impl, "window": model.lam_window}
-        raw = logits
-        logits = measure(
-            "local_aggregation",
-            lambda: local_aggregation(raw, embedded, **given),
-            _Aggregation(model.lam_sigma), raw, embedded,
-        )  # fmt: skip
-    annotation = call("annotation_head", decoded.detach())
+    named = {"backbone": model.backbone, **dict(model.sem_seg_head.named_children())}
+    if model.local_aggregation is not None:
+        named["embedding"] = model.local_aggregation.embedding
+    for name, module in named.items():
+        module.forward = partial(measure, name, module.forward, module)
+    try:
+        outputs = model.outputs(x)
+    finally:
+        for module in named.values():
+            del module.forward
     scribble = torch.full((1, height, width), model.num_classes, device=image.device)
     scribble[:, height // 2 - 1 : height // 2 + 2] = 0
-
-    def losses():
-        segmentation, _ = model.segmentation_loss(logits, annotation, scribble, x)
-        return segmentation + annotation_loss(annotation, scribble, model.unannotated_weight)
-
-    measure("losses", losses)
+    targets = Targets(scribble, torch.ones(1, model.num_classes, dtype=torch.bool), scribble)
+    measure("losses", lambda: sum(model.compute_losses(outputs, targets, x).values()), None)
     return parts, traced

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 
-from blpseg.modeling import BLPSeg
-from blpseg.modeling.losses import PADDING
+from blpseg.modeling import BLPSeg, Targets
+from blpseg.modeling.outputs import PADDING
 
 __all__ = ["LiteralBLPSeg", "literal_blp_loss", "plain_inference"]
 
@@ -35,30 +35,30 @@ def _at_size(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 class LiteralBLPSeg(BLPSeg):
     """:class:`BLPSeg` with the dense local aggregation and losses at image size."""
 
-    @configurable
-    def __init__(self, **kwargs):
-        super().__init__(**{**kwargs, "lam_impl": "dense"})
-
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        cfg = cfg.clone()
+        cfg.MODEL.BLPSEG.LAM.IMPL = "dense"
         return super().from_config(cfg)
 
-    def _losses(self, images, decoded, logits, scribble, image_classes):
-        annotation_logits = self.annotation_head(decoded.detach())
-        target = scribble
+    def compute_losses(self, outputs, targets, images):
+        logits, scribble, target = outputs.logits, targets.scribble, targets.scribble
         if self.self_training:
-            p = torch.softmax(_at_size(logits.detach(), scribble), dim=1) * image_classes[:, :, None, None]
+            p = torch.softmax(_at_size(logits.detach(), scribble), dim=1) * targets.image_classes[:, :, None, None]
             confidence, label = p.max(dim=1)
             target = torch.where(confidence < self.self_training_threshold, PADDING, label)
             target = torch.where(scribble == self.num_classes, target, scribble)
+        annotation = _at_size(outputs.annotation_logits, scribble)
         weight = logits.new_ones(self.num_classes + 1, dtype=torch.float32)
-        weight[-1] = self.unannotated_weight
+        weight[-1] = self.losses["loss_annotation"].unannotated_weight
+        gamma = self.losses["loss_seg"].gamma
         return {
-            "loss_seg": literal_blp_loss(logits, annotation_logits, target, self.segmentation_loss.gamma),
-            "loss_annotation": F.cross_entropy(
-                _at_size(annotation_logits, scribble), scribble, weight, ignore_index=PADDING
-            ),
+            "loss_seg": literal_blp_loss(logits, outputs.annotation_logits, target, gamma),
+            "loss_annotation": F.cross_entropy(annotation, scribble, weight, ignore_index=PADDING),
         }
+
+    def _targets(self, outputs, scribble, image_classes):
+        return Targets(scribble, image_classes, scribble)
 
 
 @torch.no_grad()

@@ -22,8 +22,7 @@ from blpseg.data.dataset_mapper import ScribbleDatasetMapper
 from blpseg.engine.optimizer import build_optimizer
 from blpseg.evaluation import SemSegEvaluator
 from blpseg.evaluation.inference import Inference
-from blpseg.modeling.heads import ShallowEmbedding
-from blpseg.modeling.local_aggregation import EPSILON, local_aggregation
+from blpseg.modeling.local_aggregation import EPSILON, ShallowEmbedding, local_aggregation
 from blpseg.scribbles import convert_xml_folder
 from blpseg.utils.errors import BLPSegError
 
@@ -260,7 +259,7 @@ def _free_memory(device: str) -> float:
 
 
 def _model(side: str, config: str, device: str, *options):
-    cfg = get_cfg(config, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "MODEL.BLPSEG.REGULARIZERS", [], *options])
+    cfg = get_cfg(config, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", *options])
     torch.manual_seed(0)
     model = build_model(cfg) if side == OURS else LiteralBLPSeg(cfg).to(device)
     return cfg, model

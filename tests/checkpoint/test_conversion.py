@@ -143,7 +143,7 @@ def test_resnets_compute_what_they_did(root, run, tmp_path, name, make, opts):
     result = run(tmp_path / "in.pth", tmp_path / "out.pth")
     assert result.returncode == 0, result.stderr
     assert "dropped fc.weight" in result.stdout and "ImageNet classifier" in result.stdout
-    for part in ("annotation_head", "embedding", "pixel_decoder", "sem_seg_head"):
+    for part in ("annotation_head", "local_aggregation", "pixel_decoder", "predictor"):
         assert part in result.stdout.split("stays at its initial value: ")[1].splitlines()[0]
     if opts is None:
         cfg = get_cfg(str(root / "configs/Base-BLPSeg-R18.yaml"), ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3])

@@ -17,13 +17,13 @@ NAN_AT = """
 import torch
 from blpseg.modeling.blpseg import BLPSeg
 from detectron2.utils.events import get_event_storage
-losses = BLPSeg._losses
+losses = BLPSeg.compute_losses
 def planted(self, *args):
     result = losses(self, *args)
     if get_event_storage().iter == {iteration}:
         result["loss_seg"] = result["loss_seg"] * {value}
     return result
-BLPSeg._losses = planted
+BLPSeg.compute_losses = planted
 """
 
 
@@ -73,10 +73,11 @@ def test_replay_repeats_the_losses(door, tmp_path):
 NAN_GRADIENT = """
 import torch
 from blpseg.modeling.blpseg import BLPSeg
-losses = BLPSeg._losses
-def planted(self, images, decoded, logits, *args):
-    return losses(self, images, decoded, logits + 0 * torch.sqrt(logits - logits), *args)
-BLPSeg._losses = planted
+losses = BLPSeg.compute_losses
+def planted(self, outputs, *args):
+    logits = outputs.logits
+    return losses(self, outputs._replace(logits=logits + 0 * torch.sqrt(logits - logits)), *args)
+BLPSeg.compute_losses = planted
 """
 
 
@@ -108,7 +109,7 @@ import torch
 from blpseg.modeling.blpseg import BLPSeg
 def greedy(self, *args):
     torch.empty(1 << 50)
-BLPSeg._losses = greedy
+BLPSeg.compute_losses = greedy
 """
     line = fails(door("OUTPUT_DIR", tmp_path / "out", prelude=prelude))
     for key in ("SOLVER.IMS_PER_BATCH (4)", "INPUT.CROP.SIZE ([32, 32])", "SOLVER.ACCUMULATION_STEPS (1)", "LAM.IMPL"):
@@ -202,7 +203,7 @@ def test_wrong_class_count(door, tmp_path):
     for more in ([], ["--eval-only"]):
         line = fails(door(*more, "OUTPUT_DIR", tmp_path / "other", *options, *weights))
         assert "model_final.pth: made for 3 classes" in line and "NUM_CLASSES 4" in line
-    options += [*weights, "SOLVER.FINETUNE_OTHER_CLASSES", True, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"]
+    options += [*weights, "MODEL.BLPSEG.RESET_CLASS_LAYERS", True, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"]
     run = door("OUTPUT_DIR", tmp_path / "other", *options)
     assert run.wait() == 0, run.output
 

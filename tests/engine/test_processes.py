@@ -15,7 +15,8 @@ from .door import ROOT
 from .test_lost_nothing import losses, weights
 
 # Frozen batch norm and no dropout: what is left must not depend on how a batch is shared out.
-FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BLPSEG.NORM", "FrozenBN", "MODEL.BLPSEG.DECODER.DROPOUT", "0.0"]
+FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.SEM_SEG_HEAD.NORM", "FrozenBN"]
+FROZEN += ["MODEL.BLPSEG.DECODER.DROPOUT", "0.0"]
 
 
 @pytest.fixture

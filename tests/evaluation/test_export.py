@@ -25,8 +25,8 @@ def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     model = build_model(blpseg.get_cfg(CONFIG, ["MODEL.WEIGHTS", ""])).eval()
     with torch.no_grad():
-        model.sem_seg_head[-1].weight *= 0.1
-        model.embedding.projection.weight *= 0.5
+        model.sem_seg_head.predictor[-1].weight *= 0.1
+        model.local_aggregation.embedding.projection.weight *= 0.5
     path = tmp_path_factory.mktemp("export") / "model.pth"
     torch.save({"model": model.state_dict()}, path)
     return model, path
@@ -54,7 +54,7 @@ def test_files_of_the_tool_agree_with_the_model(checkpoint, tmp_path):
     for image in images():
         expected = eager(model, image)
         without = F.interpolate(
-            model.sem_seg_head(model.pixel_decoder(model.backbone((image - model.pixel_mean) / model.pixel_std))),
+            model.outputs((image - model.pixel_mean) / model.pixel_std).raw_logits,
             size=image.shape[-2:],
             mode="bilinear",
         )
@@ -84,23 +84,23 @@ def test_refusals(checkpoint, tmp_path):
     model, _ = checkpoint
     with pytest.raises(BLPSegError, match="unknown ending"):
         export(model, str(tmp_path / "model.tflite"))
-    model.lam_impl = "window"
+    model.local_aggregation.impl = "window"
     try:
         with pytest.raises(BLPSegError, match="window cannot be exported"):
             InferenceGraph(model)
     finally:
-        model.lam_impl = "auto"
+        model.local_aggregation.impl = "auto"
 
 
 def test_a_graph_that_differs_is_not_written(checkpoint, tmp_path, monkeypatch):
     from blpseg.evaluation import export as module
 
     def broken(graph, example, metadata):
-        graph.model.sem_seg_head[-1].bias.data += 1
+        graph.model.sem_seg_head.predictor[-1].bias.data += 1
         try:
             return module._export_torchscript(graph, example, metadata)
         finally:
-            graph.model.sem_seg_head[-1].bias.data -= 1
+            graph.model.sem_seg_head.predictor[-1].bias.data -= 1
 
     monkeypatch.setitem(module.EXPORTERS, ".ts", broken)
     with pytest.raises(BLPSegError, match="not written"):

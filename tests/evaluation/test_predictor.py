@@ -19,7 +19,7 @@ from .toys import make_image
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/Base-BLPSeg-R18.yaml")
-NARROW = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.BLPSEG.DECODER.CHANNELS", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16]
+NARROW = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 16, "MODEL.BLPSEG.HEAD_CHANNELS", 16]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 
-from blpseg.modeling.heads import ShallowEmbedding
+from blpseg.modeling.local_aggregation import ShallowEmbedding
 from blpseg.modeling.pixel_decoder import PyramidPooling, UPerDecoder
 from blpseg.utils.errors import BLPSegError
 
@@ -31,7 +31,7 @@ def sample(height, width, classes=5, seed=0, annotated=True):
 def test_decoder_is_at_the_finest_level_for_any_size(size):
     sizes = {name: tuple(-(-s // spec.stride) for s in size) for name, spec in SHAPES.items()}
     features = {name: torch.randn(2, spec.channels, *sizes[name]) for name, spec in SHAPES.items()}
-    decoder = UPerDecoder(SHAPES, channels=16, pool_scales=[1, 2, 3, 6], norm="BN", dropout=0.1)
+    decoder = UPerDecoder(SHAPES, channels=16, common_stride=4, pool_scales=[1, 2, 3, 6], norm="BN", dropout=0.1)
     assert decoder(features).shape == (2, 16, *sizes["res2"])
 
 
@@ -58,7 +58,7 @@ def test_dilated_backbones_feed_the_decoder(tiny_cfg):
             features = model.backbone(torch.zeros(1, 3, 64, 64))
             assert features["res5"].shape[-1] == 64 // stride
             assert model([{"image": torch.zeros(3, 64, 64)}])[0]["sem_seg"].shape == (5, 64, 64)
-        assert model.pixel_decoder.in_features == ["res2", "res3", "res4", "res5"]
+        assert model.sem_seg_head.pixel_decoder.in_features == ["res2", "res3", "res4", "res5"]
 
 
 def test_embedding_is_a_patch_projection():
@@ -91,7 +91,7 @@ def test_training_returns_two_losses_and_gradients_everywhere(tiny_cfg):
 def test_the_annotation_loss_does_not_shape_the_features(tiny_cfg):
     model = build_model(tiny_cfg).train()
     model([sample(64, 64), sample(64, 64, seed=1)])["loss_annotation"].backward()
-    touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    touched = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert touched == {"annotation_head"}
 
 
@@ -119,8 +119,8 @@ def test_padding_beside_a_smaller_image_is_no_supervision(tiny_cfg):
     """The labels of a padded batch are 255 outside; a model without batch norm sees the same annotation loss count."""
     model = build_model(tiny_cfg)
     batch = [sample(64, 90), sample(40, 47, seed=1)]
-    images = model._preprocess(batch)
-    scribble, _ = model._targets(batch, images.tensor)
+    images = model.preprocess_image(batch)
+    scribble, _ = model._labels(batch, images.tensor)
     assert scribble.shape == (2, 64, 90)
     assert (scribble[1, 40:] == 255).all() and (scribble[1, :, 47:] == 255).all()
     assert torch.equal(scribble[1, :40, :47], batch[1]["scribble"])
@@ -157,8 +157,8 @@ def test_all_off_is_plain_partial_cross_entropy(tiny_cfg):
     assert not any("embedding" in name for name, _ in model.named_parameters())
     batch = [sample(64, 64), sample(64, 64, seed=1)]
     loss = model(batch)["loss_seg"]
-    images = model._preprocess(batch).tensor
-    logits = model.sem_seg_head(model.pixel_decoder(model.backbone(images)))
+    images = model.preprocess_image(batch).tensor
+    logits = model.sem_seg_head.predictor(model.sem_seg_head.pixel_decoder(model.backbone(images)))
     logits = F.interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)
     target = torch.stack([torch.where(b["scribble"] < 5, b["scribble"], 255) for b in batch])
     expected = sum(F.cross_entropy(x[None], t[None], ignore_index=255) for x, t in zip(logits, target, strict=True)) / 2
@@ -177,6 +177,7 @@ def test_scalars_for_the_log(tiny_cfg):
 
 
 def test_inspect_shows_what_the_losses_use(tiny_cfg):
+    torch.manual_seed(0)
     model = build_model(tiny_cfg).eval()
     batch = [sample(64, 90), sample(40, 47, seed=1)]
     for seen, x in zip(model.inspect(batch), batch, strict=True):
@@ -198,8 +199,8 @@ def test_mixed_precision_trains_without_inf_or_nan(tiny_cfg, dtype):
     torch.manual_seed(0)
     model = build_model(tiny_cfg).train()
     with torch.no_grad():
-        model.embedding.projection.weight.mul_(30)  # dot products of thousands
-        model.sem_seg_head[-1].weight.mul_(30)
+        model.local_aggregation.embedding.projection.weight.mul_(30)  # dot products of thousands
+        model.sem_seg_head.predictor[-1].weight.mul_(30)
     with torch.autocast("cpu", dtype=dtype):
         losses = model([sample(64, 64), sample(64, 64, seed=1)])
     sum(losses.values()).backward()
@@ -237,11 +238,12 @@ def test_plain_resnets_for_small_machines(tiny_cfg, depth):
 
 def test_initial_values(tiny_cfg):
     model = build_model(tiny_cfg)
-    weight = model.pixel_decoder.fuse.weight
+    weight = model.sem_seg_head.pixel_decoder.fuse.weight
     fan_out = weight.shape[0] * 9
     assert float(weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
-    assert (model.pixel_decoder.fuse.norm.weight == 1).all() and (model.pixel_decoder.fuse.norm.bias == 0).all()
-    assert (model.sem_seg_head[-1].bias == 0).all()
+    norm = model.sem_seg_head.pixel_decoder.fuse.norm
+    assert (norm.weight == 1).all() and (norm.bias == 0).all()
+    assert (model.sem_seg_head.predictor[-1].bias == 0).all()
 
 
 @pytest.mark.parametrize("depth", [18, 34])

@@ -33,13 +33,13 @@ def test_parts_of_a_model(tiny_cfg):
     model = build_model(tiny_cfg)
     parts = {part.name: part for part in analyze(model, 64, 96)}
     assert list(parts) == [
-        "backbone", "pixel_decoder", "sem_seg_head", "embedding", "local_aggregation", "annotation_head", "losses",
+        "backbone", "pixel_decoder", "predictor", "embedding", "local_aggregation", "annotation_head", "losses",
     ]  # fmt: skip
     assert sum(part.parameters for part in parts.values()) == sum(p.numel() for p in model.parameters())
     positions = 16 * 24
-    widths = [m for m in model.sem_seg_head if isinstance(m, nn.Conv2d)]
-    assert parts["sem_seg_head"].operations == positions * sum(m.weight.numel() for m in widths)
-    assert parts["sem_seg_head"].output == 4 * positions * tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    widths = [m for m in model.sem_seg_head.predictor if isinstance(m, nn.Conv2d)]
+    assert parts["predictor"].operations == positions * sum(m.weight.numel() for m in widths)
+    assert parts["predictor"].output == 4 * positions * tiny_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     embedding = tiny_cfg.MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS
     assert parts["local_aggregation"].operations >= positions**2 * embedding
     # 384 positions are few: the dense tables, of which the softmax at least is kept.

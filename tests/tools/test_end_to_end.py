@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 CONFIG = "configs/Synthetic-Scribble/blpseg_tiny.yaml"
-SMALL = ["MODEL.BLPSEG.DECODER.CHANNELS", "16", "MODEL.BLPSEG.HEAD_CHANNELS", "16", "INPUT.CROP.SIZE", "[32, 32]",
+SMALL = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.BLPSEG.HEAD_CHANNELS", "16", "INPUT.CROP.SIZE", "[32, 32]",
          "SOLVER.IMS_PER_BATCH", "2", "OUTPUT.LOG_PERIOD", "1"]  # fmt: skip
 
 

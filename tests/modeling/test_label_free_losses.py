@@ -1,4 +1,4 @@
-"""Regularizers against loops over pixels and pairs of grid cells, in float64, and through the model."""
+"""Losses that need no labels against loops over pixels and pairs of grid cells, in float64, and through the model."""
 
 import math
 
@@ -7,9 +7,8 @@ import torch
 from detectron2.modeling import build_model
 
 from blpseg import get_cfg
-from blpseg.modeling.losses import build_segmentation_loss
-from blpseg.modeling.pixel_decoder import build_pixel_decoder
-from blpseg.modeling.regularizers import DenseCRF, EntropyMinimization, GatedCRF, build_regularizers
+from blpseg.modeling.losses import DenseCRF, EntropyMinimization, GatedCRF, build_losses
+from blpseg.modeling.outputs import Outputs, Targets
 from blpseg.utils.errors import BLPSegError
 
 from .test_losses import CLASSES
@@ -19,12 +18,23 @@ STD = [58.0, 30.0, 71.0]
 NAMES = {"EntropyMinimization": "loss_entropy", "GatedCRF": "loss_gated_crf", "DenseCRF": "loss_dense_crf"}
 
 
-def make(name, weight=1.0, radius=3, max_positions=100):
+def make(name, radius=3, max_positions=100):
     if name == "EntropyMinimization":
-        return EntropyMinimization(weight=weight)
-    if name == "GatedCRF":
-        return GatedCRF(weight=weight, radius=radius, sigma_xy=2.5, sigma_rgb=0.2, pixel_std=STD)
-    return DenseCRF(weight=weight, sigma_xy=9.0, sigma_rgb=40.0, max_positions=max_positions, pixel_std=STD)
+        loss = EntropyMinimization()
+    elif name == "GatedCRF":
+        loss = GatedCRF(radius=radius, sigma_xy=2.5, sigma_rgb=0.2, pixel_std=STD)
+    else:
+        loss = DenseCRF(sigma_xy=9.0, sigma_rgb=40.0, max_positions=max_positions, pixel_std=STD)
+    return called(loss)
+
+
+def called(loss):
+    """The loss as a function of logits, images and scribble, all that it looks at."""
+
+    def call(logits, images, scribble):
+        return loss(Outputs(logits, None, None, None, None), Targets(scribble, None, None), images)
+
+    return call
 
 
 def random_case(seed, n=2, grid=(5, 7), size=(18, 27), annotated=0.3):
@@ -129,10 +139,10 @@ def loop_dense_by_squares(logits, images, scribble, k):
 LOOPS = {"EntropyMinimization": loop_entropy, "GatedCRF": loop_gated, "DenseCRF": loop_dense}
 
 
-def check(regularizer, loop, logits, images, scribble):
+def check(function, loop, logits, images, scribble):
     logits = logits.clone().requires_grad_(True)
     reference = logits.detach().clone().requires_grad_(True)
-    loss, expected = regularizer(logits, images, scribble), loop(reference, images, scribble)
+    loss, expected = function(logits, images, scribble), loop(reference, images, scribble)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     (gradient,) = torch.autograd.grad(loss, logits)
     (expected_gradient,) = torch.autograd.grad(expected, reference)
@@ -145,12 +155,6 @@ def test_value_and_gradient(name):
     check(make(name), LOOPS[name], *random_case(0))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_weight(name):
-    case = random_case(1)
-    torch.testing.assert_close(make(name, weight=0.3)(*case), 0.3 * make(name)(*case))
-
-
 @pytest.mark.parametrize("radius", [1, 20])
 def test_gated_crf_windows_of_neighbours_and_beyond_the_grid(radius):
     check(make("GatedCRF", radius=radius), lambda *case: loop_gated(*case, radius=radius), *random_case(2, n=1))
@@ -158,8 +162,7 @@ def test_gated_crf_windows_of_neighbours_and_beyond_the_grid(radius):
 
 @pytest.mark.parametrize(("max_positions", "k"), [(35, 1), (34, 2), (12, 2), (11, 3)])
 def test_dense_crf_averages_grids_of_too_many_positions(max_positions, k):
-    regularizer = make("DenseCRF", max_positions=max_positions)
-    check(regularizer, lambda *case: loop_dense_by_squares(*case, k), *random_case(3))
+    check(make("DenseCRF", max_positions=max_positions), lambda *case: loop_dense_by_squares(*case, k), *random_case(3))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,59 +232,73 @@ def test_half_precision_is_computed_in_float32(name):
 
 def test_through_the_model(tiny_cfg):
     tiny_cfg.MODEL.BLPSEG.DECODER.DROPOUT = 0.0
-    tiny_cfg.MODEL.BLPSEG.REGULARIZERS = list(NAMES)
+    for name in NAMES:
+        tiny_cfg.MODEL.BLPSEG.LOSSES[name] = 1.0
     torch.manual_seed(0)
     model = build_model(tiny_cfg).train()
-    assert not any("regularizers" in key for key in model.state_dict())
+    assert not any("losses" in key for key in model.state_dict())
     batch = [sample(64, 64), sample(40, 47, seed=1)]
     losses = model(batch)
     assert set(losses) == {"loss_seg", "loss_annotation", *NAMES.values()}
-    # The trainer takes losses that the model does not list as means over images, which these are.
-    assert not set(model.loss_weights(batch)) & set(NAMES.values())
-    head, annotation = list(model.sem_seg_head.parameters()), list(model.annotation_head.parameters())
+    assert {model.loss_weights(batch)[name] for name in NAMES.values()} == {2.0}  # means over images
+    head = model.sem_seg_head
+    parameters = [*head.predictor.parameters(), *head.annotation_head.parameters()]
     for name in NAMES.values():
         assert losses[name].dim() == 0 and losses[name] > 0
-        gradients = torch.autograd.grad(losses[name], [*head, *annotation], retain_graph=True, allow_unused=True)
-        assert all(g.any() for g in gradients[: len(head)])
-        assert all(g is None for g in gradients[len(head) :])
+        gradients = torch.autograd.grad(losses[name], parameters, retain_graph=True, allow_unused=True)
+        assert all(g.any() for g in gradients[: len(gradients) // 2])
+        assert all(g is None for g in gradients[len(gradients) // 2 :])
 
-    for section in ("ENTROPY_MINIMIZATION", "GATED_CRF", "DENSE_CRF"):
-        tiny_cfg.MODEL.BLPSEG[section].WEIGHT *= 3
-    model.regularizers = build_regularizers(tiny_cfg)
+    for name in ("BLPLoss", *NAMES):
+        tiny_cfg.MODEL.BLPSEG.LOSSES[name] = 3.0
+    model.losses = build_losses(tiny_cfg)
     with torch.no_grad():
         for name, value in model(batch).items():
-            expected = losses[name].detach() * (3 if name in NAMES.values() else 1)
+            expected = losses[name].detach() * (1 if name == "loss_annotation" else 3)
             torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
         assert set(model.eval()(batch)[0]) == {"sem_seg"}
 
 
 def test_built_from_the_config():
-    cfg = get_cfg("", ["MODEL.BLPSEG.REGULARIZERS", ["DenseCRF", "GatedCRF"], "MODEL.PIXEL_STD", STD])
-    built = build_regularizers(cfg)
-    assert list(built) == ["loss_dense_crf", "loss_gated_crf"]
+    options = ["MODEL.BLPSEG.LOSSES.DenseCRF", 0.5, "MODEL.BLPSEG.LOSSES.GatedCRF", 0.1, "MODEL.PIXEL_STD", STD]
+    built = build_losses(get_cfg("", options))
+    assert {name: loss.loss_weight for name, loss in built.items()} == {
+        "loss_seg": 1.0, "loss_annotation": 1.0, "loss_dense_crf": 0.5, "loss_gated_crf": 0.1,
+    }  # fmt: skip
     case = random_case(9, n=1)
-    check(built["loss_dense_crf"], lambda *x: 0.5 * loop_dense(*x, sigma_xy=100.0, sigma_rgb=15.0), *case)
-    gated = {"radius": 5, "sigma_xy": 6.0, "sigma_rgb": 0.1}
-    check(built["loss_gated_crf"], lambda *x: 0.1 * loop_gated(*x, **gated), *case)
-    assert not build_regularizers(get_cfg())
+    check(called(built["loss_dense_crf"]), lambda *x: loop_dense(*x, sigma_xy=100.0, sigma_rgb=15.0), *case)
+    check(called(built["loss_gated_crf"]), lambda *x: loop_gated(*x, radius=5, sigma_xy=6.0, sigma_rgb=0.1), *case)
+    assert list(build_losses(get_cfg())) == ["loss_seg", "loss_annotation"]
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["MODEL.BLPSEG.REGULARIZERS", ["GatedCrf"]], "'GatedCrf' is unknown; choose among DenseCRF, Entropy"),
-        (["MODEL.BLPSEG.REGULARIZERS", ["GatedCRF"], "MODEL.BLPSEG.GATED_CRF.RADIUS", 0], "GATED_CRF.RADIUS must be"),
-        (["MODEL.BLPSEG.REGULARIZERS", ["DenseCRF"], "MODEL.BLPSEG.DENSE_CRF.SIGMA_XY", 0.0], "DENSE_CRF.SIGMA_XY"),
-        (["MODEL.BLPSEG.REGULARIZERS", ["GatedCRF"], "MODEL.BLPSEG.GATED_CRF.WEIGHT", -1.0], "weight of GatedCRF"),
+        (["MODEL.BLPSEG.LOSSES.GatedCrf", 1.0], "'GatedCrf' is unknown; choose among AnnotationLoss, BLPLoss, Dense"),
+        (["MODEL.BLPSEG.LOSSES.GatedCRF", 1.0, "MODEL.BLPSEG.GATED_CRF.RADIUS", 0], "GATED_CRF.RADIUS must be"),
+        (["MODEL.BLPSEG.LOSSES.DenseCRF", 1.0, "MODEL.BLPSEG.DENSE_CRF.SIGMA_XY", 0.0], "DENSE_CRF.SIGMA_XY"),
+        (["MODEL.BLPSEG.LOSSES.GatedCRF", -1.0], "LOSSES.GatedCRF is a weight, a number >= 0; got -1.0"),
+        (["MODEL.BLPSEG.LOSSES.BLPLoss", 0.0, "MODEL.BLPSEG.LOSSES.AnnotationLoss", 0.0], "nothing to train with"),
     ],
 )
 def test_bad_config(opts, message):
     with pytest.raises(BLPSegError, match=message):
-        build_regularizers(get_cfg("", opts))
+        build_losses(get_cfg("", opts))
 
 
-def test_names_that_nothing_is_registered_under():
-    with pytest.raises(BLPSegError, match="MODEL.BLPSEG.LOSS: 'BPLLoss' is unknown; choose among BLPLoss"):
-        build_segmentation_loss(get_cfg("", ["MODEL.BLPSEG.LOSS", "BPLLoss"]))
-    with pytest.raises(BLPSegError, match="DECODER.NAME: 'UNet' is unknown; choose among UPerDecoder"):
-        build_pixel_decoder(get_cfg("", ["MODEL.BLPSEG.DECODER.NAME", "UNet"]), {})
+@pytest.mark.parametrize(
+    ("key", "value", "new"),
+    [
+        ("SOLVER.FINETUNE_OTHER_CLASSES", True, "MODEL.BLPSEG.RESET_CLASS_LAYERS"),
+        ("MODEL.BLPSEG.REGULARIZERS", ["GatedCRF"], "MODEL.BLPSEG.LOSSES"),
+        ("MODEL.BLPSEG.DECODER.CHANNELS", 64, "MODEL.SEM_SEG_HEAD.CONVS_DIM"),
+    ],
+)
+def test_keys_of_earlier_versions_are_reported_with_the_new_ones(key, value, new, tmp_path):
+    with pytest.raises(BLPSegError, match=f"{key} was renamed to {new}"):
+        get_cfg("", [key, value])
+    *sections, name = key.split(".")
+    (tmp_path / "old.yaml").write_text("".join(f"{'  ' * i}{s}:\n" for i, s in enumerate(sections)) +
+                                       f"{'  ' * len(sections)}{name}: {value}\n")  # fmt: skip
+    with pytest.raises(BLPSegError, match=f"old.yaml.*{key} was renamed to {new}"):
+        get_cfg(str(tmp_path / "old.yaml"))

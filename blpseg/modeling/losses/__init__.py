@@ -1,0 +1,21 @@
+"""The training losses, one a file; importing them registers them in :data:`LOSS_REGISTRY`."""
+
+from .annotation import AnnotationLoss, annotation_loss
+from .blp import BLPLoss, blp_loss
+from .dense_crf import DenseCRF
+from .entropy_minimization import EntropyMinimization
+from .gated_crf import GatedCRF
+from .loss import LOSS_REGISTRY, Loss, build_losses
+
+__all__ = [
+    "LOSS_REGISTRY",
+    "AnnotationLoss",
+    "BLPLoss",
+    "DenseCRF",
+    "EntropyMinimization",
+    "GatedCRF",
+    "Loss",
+    "annotation_loss",
+    "blp_loss",
+    "build_losses",
+]
