@@ -7,7 +7,7 @@ from blpseg.data.project import create_project, read_config
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.palette import distinct_colors
 
-SMALL = ["MODEL.BLPSEG.DECODER.CHANNELS", "16", "MODEL.BLPSEG.HEAD_CHANNELS", "16", "INPUT.CROP.SIZE", "[32, 32]",
+SMALL = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.BLPSEG.HEAD_CHANNELS", "16", "INPUT.CROP.SIZE", "[32, 32]",
          "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "OUTPUT.PANEL_PERIOD", "0"]  # fmt: skip
 
 
