@@ -13,7 +13,7 @@ DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -d ' ' -f 1)
 DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_tiny.yaml
 
-.PHONY: install demo test lint dist clean
+.PHONY: install demo test lint docs dist clean
 
 install: $(INSTALLED)
 	@cat $<
@@ -60,10 +60,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check blpseg
 	$(BIN)/codespell
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
 dist: $(INSTALLED)
 	rm -rf build dist
 	$(BIN)/python -W ignore -c 'import setuptools.build_meta as b; b.build_wheel("dist"); b.build_sdist("dist")'
 
 clean:
-	rm -rf .venv build dist *.egg-info output/demo .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info output/demo .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
