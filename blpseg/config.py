@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import yaml
 
 try:
     from detectron2.config import CfgNode as CN
@@ -19,9 +18,14 @@ except ImportError as error:
     ) from error
 
 from .utils import paths
-from .utils.errors import BLPSegError
+from .utils.config_rules import check_values, report_unread
+from .utils.downloads import fetch
+from .utils.errors import BLPSegError, describe
+from .utils.yaml_files import MAX_CHARACTERS, parse_yaml
 
-__all__ = ["add_blpseg_config", "flatten", "get_cfg"]
+__all__ = ["add_blpseg_config", "flatten", "get_cfg", "load_config"]
+
+MAX_BASES = 20  # files in a chain of _BASE_
 
 
 def add_blpseg_config(cfg: CN) -> None:
@@ -188,7 +192,7 @@ def _add_test_keys(cfg: CN) -> None:
 
 
 def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
-    """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs.
+    """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs, validated.
 
     Args:
         config_file: path of a YAML file, or the name of one of BLPSeg's own (``Synthetic-Scribble/blpseg_tiny.yaml``)
@@ -196,23 +200,32 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
         opts: alternating keys and values, as on the command line.
 
     Raises:
-        BLPSegError: the file is missing or not YAML, a key does not exist (near matches are named) or a
-            value has the wrong type.
+        BLPSegError: as :func:`load_config`.
     """
     cfg = get_detectron2_cfg()
     add_blpseg_config(cfg)
+    load_config(cfg, config_file, opts)
+    return cfg
+
+
+def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
+    """Merge a YAML file and ``KEY VALUE`` pairs into ``cfg`` in place and validate it.
+
+    For a script with keys of its own: ``cfg = get_cfg()``, add the keys, then ``load_config(cfg, args.config_file,
+    args.opts)``. Detectron2's ``cfg.merge_from_file`` works as well, without the checks.
+
+    Args:
+        cfg: Detectron2's config with BLPSeg's keys and perhaps others.
+        config_file, opts: as for :func:`get_cfg`.
+
+    Raises:
+        BLPSegError: the file or its ``_BASE_`` is missing or no YAML, a key does not exist (near matches are named), a
+            value has the wrong type or is not allowed (:mod:`blpseg.utils.config_rules`).
+    """
+    before = flatten(cfg)
     if config_file:
-        config_file = _find_config(config_file)
-        try:
-            # Detectron2's merge_from_file falls back to a YAML loader that can run code; this one does not.
-            node = cfg.load_yaml_with_base(config_file, allow_unsafe=False)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BLPSegError(f"{config_file}: not a readable YAML config: {error}") from error
-        except (AttributeError, TypeError) as error:  # what an empty file or a bare word comes to in fvcore
-            raise BLPSegError(f"{config_file}: empty, or not a mapping of config keys") from error
-        if not isinstance(node, dict):
-            raise BLPSegError(f"{config_file}: expected a mapping of config keys, found {type(node).__name__}")
-        _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(node)), config_file)
+        node = _read_with_base(_find_config(config_file), (), [])
+        _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(node)), config_file, flatten(node))
     opts = list(opts)
     if len(opts) % 2:
         raise BLPSegError(f"config options come as KEY VALUE pairs; {opts[-1]!r} stands alone")
@@ -220,8 +233,79 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
         parent, _, name = str(key).rpartition(".")
         if parent == "MODEL.BLPSEG.LOSSES":
             cfg.MODEL.BLPSEG.LOSSES.setdefault(name, 0.0)  # a loss of the user's own
-    _merge(cfg, lambda: cfg.merge_from_list(opts), "command line")
-    return cfg
+    given = {str(key): value for key, value in zip(opts[::2], opts[1::2], strict=True)}
+    _check_plain(given, "command line", "")
+    _merge(
+        cfg,
+        lambda: cfg.merge_from_list([str(x) if i % 2 == 0 else x for i, x in enumerate(opts)]),
+        "command line",
+        given,
+    )
+    values = flatten(cfg)
+    check_values(values)
+    report_unread(before, values)
+
+
+def _read_with_base(path: str, above: tuple[str, ...], read: list[str]) -> dict:
+    """A YAML file over those that its ``_BASE_`` names, which are relative to it, as in fvcore.
+
+    Args:
+        path: the file.
+        above: the files whose ``_BASE_`` led here.
+        read: all files read so far; grows.
+    """
+    read.append(path)
+    if path in above or len(read) > MAX_BASES:
+        what = "leads in a circle" if path in above else f"stands for more than {MAX_BASES} files"
+        raise BLPSegError(f"{read[0]}: its _BASE_ {what}: {' -> '.join((*above[-3:], path))}")
+    try:
+        with open(fetch(path), encoding="utf-8") as file:
+            node = parse_yaml(file.read(MAX_CHARACTERS + 1), path)
+    except UnicodeDecodeError as error:
+        raise BLPSegError(f"{path}: not readable YAML ({error})") from error
+    if not isinstance(node, dict):
+        what = "empty" if node is None else f"a {type(node).__name__}"
+        raise BLPSegError(f"{path}: {what}, not a mapping of config keys")
+    _check_plain(node, path, "")
+    bases = node.pop("_BASE_", [])
+    merged: dict = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise BLPSegError(f"{path}: _BASE_ {base!r} is not the name of a file, nor a list of names")
+        base_path = base if "://" in base else os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if "://" not in base_path:
+            base_path = os.path.normpath(base_path)
+            if not os.path.isfile(base_path):
+                raise BLPSegError(f"{path}: its _BASE_ {base!r} is missing: no such file {base_path}")
+        _merge_mappings(_read_with_base(base_path, (*above, path), read), merged, path)
+    _merge_mappings(node, merged, path)
+    return merged
+
+
+def _merge_mappings(upper: dict, lower: dict, path: str) -> None:
+    for key, value in upper.items():
+        if isinstance(value, dict) and key in lower:
+            if not isinstance(lower[key], dict):
+                raise BLPSegError(f"{path}: {key} is a mapping here and a value in its _BASE_")
+            _merge_mappings(value, lower[key], path)
+        else:
+            lower[key] = value
+
+
+def _check_plain(node: dict, source: str, prefix: str) -> None:
+    """Raises BLPSegError unless keys are text and values what a config holds, none of it costly to evaluate."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise BLPSegError(f"{source}: key {name} is a {type(key).__name__}; keys are names like SOLVER.MAX_ITER")
+        if isinstance(value, dict):
+            _check_plain(value, source, f"{name}.")
+        elif not isinstance(value, (str, int, float, list, tuple, type(None))):
+            raise BLPSegError(
+                f"{source}: {name} is a {type(value).__name__}, which no config key takes; quote it as text"
+            )
+        elif isinstance(value, str) and (len(value) > 10_000 or sum(map(value.count, "([{-+~")) > 1000):
+            raise BLPSegError(f"{source}: {name} is {len(value)} characters long; shorten it")
 
 
 def _find_config(name: str) -> str:
@@ -241,7 +325,7 @@ def flatten(node: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _merge(cfg: CN, merge, source: str) -> None:
+def _merge(cfg: CN, merge: Callable[[], object], source: str, given: dict) -> None:
     try:
         merge()
     except (KeyError, AssertionError) as error:
@@ -249,15 +333,35 @@ def _merge(cfg: CN, merge, source: str) -> None:
         if "Non-existent" not in str(error):
             raise BLPSegError(f"{source}: {error.args[0]}") from error
         key = str(error.args[0]).rsplit(": ", 1)[-1]
-        near = difflib.get_close_matches(key.upper(), list(_keys(cfg)), n=3, cutoff=0.6)
+        near = difflib.get_close_matches(key.upper(), [name for name, _ in _entries(cfg)], n=3, cutoff=0.6)
         hint = f"; did you mean {', '.join(near)}?" if near else "; blpseg/config.py lists BLPSeg's keys"
         raise BLPSegError(f"{source}: unknown config key {key}{hint}") from error
-    except (ValueError, SyntaxError) as error:
-        raise BLPSegError(f"{source}: {error}") from error
+    except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+        key = str(error).rpartition("config key: ")[2]  # of yacs' line about types
+        default = dict(_entries(cfg)).get(key)
+        if default is None:
+            raise BLPSegError(f"{source}: {describe(error)[:300]}") from error
+        kind = next((words for types, words in _KINDS.items() if isinstance(default, types)), "another type")
+        now = "" if isinstance(default, dict) else f", like {default!r}"
+        value = str(given.get(key, ""))[:100]
+        raise BLPSegError(f"{source}: {key} {value!r} is not allowed; it takes {kind}{now}") from error
+    except (RecursionError, MemoryError) as error:
+        raise BLPSegError(f"{source}: a value is nested too deeply") from error
 
 
-def _keys(node: CN, prefix: str = ""):
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number with a decimal point",
+    str: "text",
+    (list, tuple): "a list",
+    dict: "a mapping of keys",
+}
+
+
+def _entries(node: CN, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every (dotted key, value or node) below ``node``."""
     for key, value in node.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, CN):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _entries(value, f"{prefix}{key}.")

@@ -6,7 +6,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
 from blpseg import get_cfg
-from blpseg.utils.errors import BLPSegError
 
 from .conftest import ROOT
 
@@ -99,23 +98,3 @@ def differences(a, b, prefix=""):
         elif a[key] != b[key]:
             keys.add(prefix + key)
     return keys
-
-
-def test_mistakes_in_a_config_are_one_line(tmp_path):
-    def message(text, opts=()):
-        (tmp_path / "c.yaml").write_text(text)
-        with pytest.raises(BLPSegError) as error:
-            get_cfg(str(tmp_path / "c.yaml"), opts)
-        assert "c.yaml" in str(error.value) or opts
-        return str(error.value)
-
-    assert "MODEL.BLPSEG.LAM.SIGMA" in message("MODEL: {BLPSEG: {LAM: {SIGMAA: 3}}}")
-    assert "Type mismatch" in message("SOLVER: {MAX_ITER: many}")
-    assert "YAML" in message("MODEL: [unclosed")
-    assert "mapping" in message("- a\n- b\n")
-    assert "empty" in message("")
-    assert "stands alone" in message("{}", ["SOLVER.MAX_ITER"])
-    assert "SOLVER.BASE_LR" in message("{}", ["SOLVER.BASE_LRR", 1])
-    assert "YAML" in message("MODEL: !!python/object/apply:os.system ['true']")
-    with pytest.raises(BLPSegError, match="nowhere.yaml: no such config"):
-        get_cfg(str(tmp_path / "nowhere.yaml"))

@@ -154,9 +154,7 @@ def image_size(path: str) -> tuple[int, int]:
         raise BLPSegError(f"{path}: not a readable image ({describe(error)})") from error
 
 
-def write_png_atomic(
-    path: str, array: np.ndarray, palette: np.ndarray | None = None, *, durable: bool = False
-) -> None:
+def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = None, *, durable: bool = False) -> None:
     """Write a PNG under a temporary name in the same folder and rename it: no reader ever sees half a file.
 
     Args:
