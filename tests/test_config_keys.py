@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from blpseg import add_blpseg_config, get_cfg
 from blpseg.config import flatten, load_config
-from blpseg.utils.config_rules import CHOICES, RULES, UNREAD
+from blpseg.utils.config_rules import CHOICES, RULES, UNREAD, UNREAD_BY_PART
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.yaml_files import parse_yaml
 
@@ -35,6 +35,7 @@ def refused(*opts, file=""):
 VALUES = [
     ("MODEL.META_ARCHITECTURE", "BLPSegg", "BLPSeg"),
     ("MODEL.BACKBONE.NAME", "resnet", "build_resnet_backbone"),
+    ("MODEL.SEM_SEG_HEAD.NAME", "DeepLab", "BLPSegHead"),
     ("MODEL.RESNETS.DEPTH", 42, "50, 101"),
     ("MODEL.RESNETS.NORM", "BatchNorm", "FrozenBN"),
     ("MODEL.DEVICE", "gpu", "cuda"),
@@ -49,7 +50,7 @@ VALUES = [
     ("SOLVER.CHECKPOINT_PERIOD", 0, "1 or more"),
     ("SOLVER.BASE_LR", float("inf"), "finite"),
     ("SOLVER.MAX_ITER", "many", "a whole number"),
-    ("SOLVER.WEIGHT_DECAY_NORM", "x", "None"),
+    ("SOLVER.WEIGHT_DECAY_BIAS", "x", "None"),
     ("SOLVER.BASE_LR", 1, "decimal point"),
     ("SOLVER", "3", "mapping"),
     ("OUTPUT.LOG_PERIOD", 0, "1 or more"),
@@ -190,7 +191,7 @@ def test_a_script_adds_keys_and_names_of_its_own(tmp_path, monkeypatch):
 def test_every_key_of_the_tables_exists():
     keys = flatten(get_cfg())
     assert {*RULES, *CHOICES} <= keys.keys()
-    assert all(any(re.fullmatch(pattern, key) for key in keys) for pattern, _ in UNREAD)
+    assert all(any(re.fullmatch(pattern, key) for key in keys) for pattern, *_ in (*UNREAD, *UNREAD_BY_PART))
 
 
 def warnings_of(caplog, *opts):
@@ -205,6 +206,10 @@ def test_keys_that_nothing_reads_are_reported(caplog):
     assert "INPUT.MIN_SIZE_TRAIN (512,) has no effect" in line and "INPUT.SCALE_RANGE" in line
     assert not warnings_of(caplog, *BLPSEG, "INPUT.MIN_SIZE_TRAIN", (800,), "SOLVER.MAX_ITER", 3)  # the default
     assert not warnings_of(caplog, "MODEL.META_ARCHITECTURE", "SemanticSegmentor", *size)
+    aspp = "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 64
+    (line,) = warnings_of(caplog, *BLPSEG, "MODEL.SEM_SEG_HEAD.NAME", "BLPSegHead", *aspp)
+    assert "MODEL.SEM_SEG_HEAD.NAME BLPSegHead takes no such key" in line
+    assert not warnings_of(caplog, *BLPSEG, "MODEL.SEM_SEG_HEAD.NAME", "DeepLabV3PlusHead", *aspp)
     for config in (ROOT / "configs").glob("*/*.yaml"):
         assert not [r for r in caplog.records if get_cfg(str(config)) and "no effect" in r.getMessage()], config
 

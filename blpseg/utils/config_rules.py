@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .errors import BLPSegError
 
-__all__ = ["CHOICES", "RULES", "UNREAD", "check_values", "report_unread"]
+__all__ = ["CHOICES", "RULES", "UNREAD", "UNREAD_BY_PART", "check_values", "report_unread"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ RULES: dict[str, Rule] = {
     **{f"TEST.CRF.{name}_COMPAT": _within(0) for name in ("GAUSSIAN", "BILATERAL")},
 }
 
-# Keys that nothing reads while MODEL.META_ARCHITECTURE is BLPSeg, as (key, what to use instead). A user of Detectron2
+# Keys that nothing reads while MODEL.META_ARCHITECTURE is BLPSeg, as (key, what to do instead). A user of Detectron2
 # may expect an effect. tests/test_config_keys.py finds what a run reads and compares.
 _DETECTION = "it is for detection; remove it"
 _SCALES = "set INPUT.SCALE_RANGE and INPUT.CROP.SIZE for training; images are tested at their own size"
@@ -168,10 +168,24 @@ UNREAD: list[tuple[str, str]] = [
     (r"GLOBAL\.HACK", "remove it"),
 ]
 
+# The same for keys that only some of the parts read, by the key and the pattern of the part that does.
+UNREAD_BY_PART: list[tuple[str, str, str]] = [
+    (
+        r"MODEL\.SEM_SEG_HEAD\.(LOSS_TYPE|PROJECT_\w+|ASPP_\w+|USE_DEPTHWISE_SEPARABLE_CONV)",
+        *("MODEL.SEM_SEG_HEAD.NAME", r"(?!BLPSegHead$|SemSegFPNHead$).*"),
+    ),
+    (r"MODEL\.FPN\..*", "MODEL.BACKBONE.NAME", r"(?!build_resnet_backbone$|build_resnet_deeplab_backbone$).*"),
+    (
+        r"MODEL\.RESNETS\.(RES4_DILATION|RES5_MULTI_GRID|STEM_TYPE)",
+        *("MODEL.BACKBONE.NAME", r"(?!build_resnet_backbone$|build_resnet_fpn_backbone$).*"),
+    ),
+]
+
 # Names that need no look into Detectron2's registries, whose import takes seconds.
 _BUILT_IN = {
     "MODEL.META_ARCHITECTURE": {"BLPSeg", "GeneralizedRCNN", "SemanticSegmentor"},
     "MODEL.BACKBONE.NAME": {"build_resnet_backbone", "build_resnet_deeplab_backbone", "build_resnet_fpn_backbone"},
+    "MODEL.SEM_SEG_HEAD.NAME": {"BLPSegHead", "SemSegFPNHead"},
 }
 # Other models and mappers than ours may take more.
 _ONLY_OURS = {"INPUT.CROP.TYPE", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
@@ -205,12 +219,15 @@ def check_values(values: dict[str, object]) -> None:
             _check_registered(key, values[key])
 
 
-def _check_registered(key: str, name: object) -> None:
-    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+def _check_registered(key: str, value: object) -> None:
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-    known = [n for n, _ in (META_ARCH_REGISTRY if "META" in key else BACKBONE_REGISTRY)]
-    if name not in known:
-        raise _not_allowed(key, name, f"{_listed(known)}, or one that your script registers before it loads the config")
+    registries = {"ARCHITECTURE": META_ARCH_REGISTRY, "BACKBONE": BACKBONE_REGISTRY, "HEAD": SEM_SEG_HEADS_REGISTRY}
+    known = [name for name, _ in next(registry for word, registry in registries.items() if word in key)]
+    if value not in known:
+        raise _not_allowed(
+            key, value, f"{_listed(known)}, or one that your script registers before it loads the config"
+        )
 
 
 def _not_allowed(key: str, value: object, allowed: str) -> BLPSegError:
@@ -231,6 +248,9 @@ def report_unread(before: dict[str, object], after: dict[str, object]) -> list[s
     if after.get("MODEL.META_ARCHITECTURE") == "BLPSeg":
         for key in (key for key in after if after[key] != before.get(key)):
             advice = next((text for pattern, text in UNREAD if re.fullmatch(pattern, key)), None)
+            for pattern, part, readers in UNREAD_BY_PART:
+                if re.fullmatch(pattern, key) and not re.fullmatch(readers, str(after.get(part))):
+                    advice = f"{part} {after.get(part)} takes no such key"
             if advice:
                 lines.append(f"config: {key} {str(after[key])[:60]} has no effect, BLPSeg does not read it: {advice}")
     for line in lines:
