@@ -271,19 +271,9 @@ def make_synthetic(
     Raises:
         BLPSegError: a setting is out of range, or the folder holds something else.
     """
-    height, width = size
-    if min(size) < 32 or train < 1 or val < 1 or (shuffle_scribbles and train < 2):
-        raise BLPSegError(
-            f"sizes start at 32 pixels, counts at 1 (2 to shuffle); got {height} x {width}, {train} train, {val} val"
-        )
-    shares = (own_hue, colour_overlap, preference, length)
-    if not (all(0 <= share <= 1 for share in shares) and scribble_width >= 1 and seed >= 0):
-        raise BLPSegError(
-            "own hue, colour overlap, preference and length lie in 0..1, width starts at 1, the seed at 0"
-        )
     settings = {
         "generator": _GENERATOR,
-        "size": [int(height), int(width)],
+        "size": [int(side) for side in size],
         "train": train,
         "val": val,
         "seed": seed,
@@ -295,6 +285,7 @@ def make_synthetic(
         "shuffle_scribbles": shuffle_scribbles,
         "classes": CLASSES,
     }
+    _check(settings)
     _prepare_folder(output, settings)
     targets = np.arange(train)
     if shuffle_scribbles:
@@ -309,6 +300,20 @@ def make_synthetic(
     if report.failed:
         raise BLPSegError(report.failed[0])
     return True
+
+
+def _check(settings: dict) -> None:
+    height, width = settings["size"]
+    train, val = settings["train"], settings["val"]
+    if min(height, width) < 32 or min(train, val) < 1 or (settings["shuffle_scribbles"] and train < 2):
+        raise BLPSegError(
+            f"sizes start at 32 pixels, counts at 1 (2 to shuffle); got {height} x {width}, {train} train, {val} val"
+        )
+    shares = [settings[key] for key in ("own_hue", "colour_overlap", "preference", "length")]
+    if not (all(0 <= share <= 1 for share in shares) and settings["scribble_width"] >= 1 and settings["seed"] >= 0):
+        raise BLPSegError(
+            "own hue, colour overlap, preference and length lie in 0..1, width starts at 1, the seed at 0"
+        )
 
 
 def _paths(task: tuple) -> dict[str, str]:

@@ -65,15 +65,16 @@ def simulate_scribble(
     if len(outside) or (ignore_label != UNANNOTATED and (mask == UNANNOTATED).any()):
         found = outside[0] if len(outside) else UNANNOTATED
         raise ValueError(f"mask values are classes 0..254 or the ignore value {ignore_label}, not {found}")
-    mask = np.where(mask == ignore_label, UNANNOTATED, mask).astype(np.uint8)
+    classes: np.ndarray = np.where(mask == ignore_label, UNANNOTATED, mask).astype(np.uint8)
 
-    regions = _Regions(mask)
+    regions = _Regions(classes)
     if len(regions.area) == 1:
-        return np.full(mask.shape, UNANNOTATED, dtype=np.uint8)
+        return np.full(classes.shape, UNANNOTATED, dtype=np.uint8)
     rng = np.random.default_rng(seed)
-    region, points, ends = _walk(regions, preference, rng)
-    pixels, region = _shorten(regions.label, region, points, ends, length, rng)
-    return _draw(mask, regions.label, pixels, region, int(width))
+    pens = _Pens(regions, preference, rng)
+    points, ends = pens.walk(rng)
+    pixels, region = _shorten(regions.label, pens.region, points, ends, length, rng)
+    return _draw(classes, regions.label, pixels, region, int(width))
 
 
 class _Regions:
@@ -85,7 +86,7 @@ class _Regions:
 
     def __init__(self, mask: np.ndarray):
         height, width = mask.shape
-        self.label = np.zeros(mask.shape, np.int32)
+        self.label: np.ndarray = np.zeros(mask.shape, np.int32)
         total = 0
         for class_id in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)[:UNANNOTATED]):
             here = (mask == class_id).view(np.uint8)
@@ -120,106 +121,120 @@ class _Regions:
         self.clearance = cv2.distanceTransform(inner.view(np.uint8), cv2.DIST_L2, 5) + 1
 
 
-def _walk(regions: _Regions, preference: float, rng: np.random.Generator):
-    """The whole strokes (length 1) of an image.
+class _Pens:
+    """A pen for every stroke of an image; all arrays are over the S strokes.
 
-    Returns:
-        region (S,), the points of all strokes end to end (K, 2) float row and column, each stroke's end in them (S,).
+    Attributes:
+        region: (S,) number of the region that the pen draws in.
+        start: (S, 2) float row and column, in the padded maps ``label`` and ``clearance``.
+        target: (S,) clearance that the pen keeps to.
     """
-    height, width = regions.label.shape
-    area = regions.area[1:]
-    strokes = 1 + np.minimum(area / (_LARGE_REGION * height * width), _MAX_STROKES - 1).astype(int)
-    region = np.repeat(np.arange(1, len(regions.area)), strokes)
-    count = len(region)
 
-    # Where to start: of a few pixels of the region, one at a quantile of clearance that the preference asks for.
-    # Several strokes of a region start in bands of rows of their own, so that they spread.
-    band = np.arange(count) - np.searchsorted(region, region)
-    pick = (band[:, None] + rng.random((count, _SAMPLES))) / np.repeat(strokes, strokes)[:, None]
-    pick = (pick * regions.area[region, None]).astype(int)
-    pick = regions.pixels[regions.first[region, None] + pick]
-    pick = np.take_along_axis(pick, np.argsort(regions.clearance.reshape(-1)[pick], axis=1), axis=1)
-    roomy = regions.clearance.reshape(-1)[pick[:, -1]]
-    quantile = preference + (1 - preference) * rng.random(count)
-    pick = pick[np.arange(count), np.minimum((quantile * _SAMPLES).astype(int), _SAMPLES - 1)]
-    start = np.stack(np.divmod(pick, width), axis=1).astype(float)
-    target = regions.clearance.reshape(-1)[pick]
+    def __init__(self, regions: _Regions, preference: float, rng: np.random.Generator):
+        height, width = regions.label.shape
+        area = regions.area[1:]
+        strokes = 1 + np.minimum(area / (_LARGE_REGION * height * width), _MAX_STROKES - 1).astype(int)
+        self.region = np.repeat(np.arange(1, len(regions.area)), strokes)
+        self.count = len(self.region)
 
-    step = np.clip(0.5 * target, 1.2, 4.0)
-    reach = _LOOK_AHEAD * step
-    slack = np.maximum(step, 0.25 * target)
-    steps = np.minimum(0.5 * regions.extent[region] * rng.uniform(0.8, 1.2, count) / step, _MAX_STEPS).astype(int)
-    steps[regions.area[region] < _DOT_AREA] = 0
-    floor = np.maximum(1, 0.6 * preference * target)
-    radius = np.maximum(np.maximum(1.2, 0.5 * target), 0.15 * roomy)  # a hand turns wider where there is room
-    turn = np.minimum(step / radius, _LARGEST_TURN)
+        # Where to start: of a few pixels of the region, one at a quantile of clearance that the preference asks for.
+        # Several strokes of a region start in bands of rows of their own, so that they spread.
+        band = np.arange(self.count) - np.searchsorted(self.region, self.region)
+        pick = (band[:, None] + rng.random((self.count, _SAMPLES))) / np.repeat(strokes, strokes)[:, None]
+        pick = (pick * regions.area[self.region, None]).astype(int)
+        pick = regions.pixels[regions.first[self.region, None] + pick]
+        pick = np.take_along_axis(pick, np.argsort(regions.clearance.reshape(-1)[pick], axis=1), axis=1)
+        roomy = regions.clearance.reshape(-1)[pick[:, -1]]
+        quantile = preference + (1 - preference) * rng.random(self.count)
+        pick = pick[np.arange(self.count), np.minimum((quantile * _SAMPLES).astype(int), _SAMPLES - 1)]
+        self.target = regions.clearance.reshape(-1)[pick]
 
-    margin = 2 + int(np.ceil(reach.max()))  # so that looking ahead needs no bounds check
-    label = np.pad(regions.label, margin).reshape(-1)
-    clearance = np.pad(regions.clearance, margin).reshape(-1)
-    stride = width + 2 * margin
-    start += margin + 0.5  # truncation then rounds
+        self.step = np.clip(0.5 * self.target, 1.2, 4.0)
+        self.reach = _LOOK_AHEAD * self.step
+        self.slack = np.maximum(self.step, 0.25 * self.target)
+        steps = 0.5 * regions.extent[self.region] * rng.uniform(0.8, 1.2, self.count) / self.step
+        self.steps = np.minimum(steps, _MAX_STEPS).astype(int)
+        self.steps[regions.area[self.region] < _DOT_AREA] = 0
+        self.floor = np.maximum(1, 0.6 * preference * self.target)
+        # A hand turns wider where there is room.
+        radius = np.maximum(np.maximum(1.2, 0.5 * self.target), 0.15 * roomy)
+        self.turns = _TURNS * np.minimum(self.step / radius, _LARGEST_TURN)[:, None]
 
-    def look(position, sine, cosine, distance):
+        self.margin = 2 + int(np.ceil(self.reach.max()))  # so that looking ahead needs no bounds check
+        self.label = np.pad(regions.label, self.margin).reshape(-1)
+        self.clearance = np.pad(regions.clearance, self.margin).reshape(-1)
+        self.stride = width + 2 * self.margin
+        # Truncation then rounds.
+        self.start = np.stack(np.divmod(pick, width), axis=1).astype(float) + (self.margin + 0.5)
+
+    def look(self, position, sine, cosine, distance):
         """Flat indices of the pixels that lie ``distance`` ahead: (P, 2), (P, T), (P, T), (P, D) -> (P, D, T)."""
         rows = (position[:, 0, None, None] + distance[:, :, None] * sine[:, None]).astype(np.int32)
-        rows *= stride
+        rows *= self.stride
         rows += (position[:, 1, None, None] + distance[:, :, None] * cosine[:, None]).astype(np.int32)
         return rows
 
-    # Lie along the direction in which the clearance lasts, both ways.
-    axis = rng.uniform(0, np.pi, (count, 1)) + np.linspace(0, np.pi, 12, endpoint=False)
-    ahead = look(start, np.sin(axis), np.cos(axis), np.stack([reach, -reach], axis=1))
-    misfit = np.abs(clearance[ahead] * (label[ahead] == region[:, None, None]) - target[:, None, None]).sum(axis=1)
-    heading = axis[np.arange(count), misfit.argmin(axis=1)]
+    def headings(self, rng: np.random.Generator) -> np.ndarray:
+        """The direction of each pen, (S,) radians, in which the clearance lasts both ways."""
+        axis = rng.uniform(0, np.pi, (self.count, 1)) + np.linspace(0, np.pi, 12, endpoint=False)
+        both_ways = np.stack([self.reach, -self.reach], axis=1)
+        ahead = self.look(self.start, np.sin(axis), np.cos(axis), both_ways)
+        inside = self.label[ahead] == self.region[:, None, None]
+        misfit = np.abs(self.clearance[ahead] * inside - self.target[:, None, None]).sum(axis=1)
+        return axis[np.arange(self.count), misfit.argmin(axis=1)]
 
-    # Pens 0..count-1 go forward, the others backward.
-    both = np.concatenate([np.arange(count)] * 2)
-    position = start[both]
-    heading = np.concatenate([heading, heading + np.pi])
-    first_heading = heading.copy()
-    tremor = np.zeros(2 * count)
-    track = np.zeros((int(steps.max(initial=0)) + 1, 2 * count, 2))
-    track[0] = position
-    done = np.zeros(2 * count, int)
-    distance = np.stack([0.5 * step, step, reach], axis=1)
-    turns = _TURNS * turn[:, None]
-    sine_of_turns, cosine_of_turns = np.sin(turns), np.cos(turns)
-    alive = np.flatnonzero(steps[both] > 0)
-    for number in range(1, len(track)):
-        s = both[alive]
-        here, shake = position[alive], 0.9 * tremor[alive] + 0.25 * rng.standard_normal(len(alive))
-        sine, cosine = np.sin(heading[alive])[:, None], np.cos(heading[alive])[:, None]
-        sine, cosine = (
-            sine * cosine_of_turns[s] + cosine * sine_of_turns[s],
-            cosine * cosine_of_turns[s] - sine * sine_of_turns[s],
-        )
-        ahead = look(here, sine, cosine, distance[s])
-        inside = label[ahead] == region[s, None, None]
+    def walk(self, rng: np.random.Generator):
+        """The whole strokes (length 1): points end to end (K, 2) float row and column, each stroke's end in them (S,).
+
+        Pens 0..S-1 go forward, S further ones backward.
+        """
+        both = np.concatenate([np.arange(self.count)] * 2)
+        position = self.start[both]
+        heading = self.headings(rng)
+        heading = np.concatenate([heading, heading + np.pi])
+        first_heading = heading.copy()
+        tremor = np.zeros(2 * self.count)
+        track = np.zeros((int(self.steps.max(initial=0)) + 1, 2 * self.count, 2))
+        track[0] = position
+        done = np.zeros(2 * self.count, int)
+        alive = np.flatnonzero(self.steps[both] > 0)
+        for number in range(1, len(track)):
+            s = both[alive]
+            shake = 0.9 * tremor[alive] + 0.25 * rng.standard_normal(len(alive))
+            here, turn, goes = self._move(s, position[alive], heading[alive], shake)
+            direction = heading[alive] + turn
+            goes &= np.abs(direction - first_heading[alive]) <= _LARGEST_BEND
+            alive = alive[goes]
+            heading[alive], tremor[alive], done[alive] = direction[goes], shake[goes], number
+            position[alive] = track[number, alive] = here[goes]
+            alive = alive[number < self.steps[both[alive]]]
+            if len(alive) == 0:
+                break
+        track -= self.margin
+
+        # Backward track reversed, then the forward one: the rows that are a stroke's stand together in its column.
+        whole = np.concatenate([track[:0:-1, self.count :], track[:, : self.count]])
+        place = np.arange(len(whole))[:, None] - (len(track) - 1)
+        mine = (place >= -done[self.count :]) & (place <= done[: self.count])
+        return whole.transpose(1, 0, 2)[mine.T], np.cumsum(mine.sum(axis=0))
+
+    def _move(self, s, here, heading, shake):
+        """A step of pens ``s`` that are ``here`` (P, 2): where they come to, how they turn, whether they may."""
+        sine, cosine = np.sin(heading)[:, None], np.cos(heading)[:, None]
+        sine_of_turns, cosine_of_turns = np.sin(self.turns[s]), np.cos(self.turns[s])
+        sine, cosine = sine * cosine_of_turns + cosine * sine_of_turns, cosine * cosine_of_turns - sine * sine_of_turns
+        distance = np.stack([0.5 * self.step[s], self.step[s], self.reach[s]], axis=1)
+        ahead = self.look(here, sine, cosine, distance)
+        inside = self.label[ahead] == self.region[s, None, None]
         fits = inside[:, 0] & inside[:, 1]
-        cost = np.abs(clearance[ahead[:, 2]] * inside[:, 2] - target[s, None])
-        cost /= slack[s, None]
+        cost = np.abs(self.clearance[ahead[:, 2]] * inside[:, 2] - self.target[s, None])
+        cost /= self.slack[s, None]
         cost += (_TURNS - shake[:, None]) ** 2
         cost[~fits] = np.inf
-        chosen = np.arange(len(alive)), cost.argmin(axis=1)
-        here[:, 0] += step[s] * sine[chosen]
-        here[:, 1] += step[s] * cosine[chosen]
-        direction = heading[alive] + turns[s, chosen[1]]
-        goes = fits[chosen] & (clearance[ahead[:, 1][chosen]] >= floor[s])
-        goes &= np.abs(direction - first_heading[alive]) <= _LARGEST_BEND
-        alive = alive[goes]
-        heading[alive], tremor[alive], done[alive] = direction[goes], shake[goes], number
-        position[alive] = track[number, alive] = here[goes]
-        alive = alive[number < steps[both[alive]]]
-        if len(alive) == 0:
-            break
-    track -= margin
-
-    # Backward track reversed, then the forward one: the rows that are a stroke's stand together in its column.
-    whole = np.concatenate([track[:0:-1, count:], track[:, :count]])
-    place = np.arange(len(whole))[:, None] - (len(track) - 1)
-    mine = (place >= -done[count:]) & (place <= done[:count])
-    return region, whole.transpose(1, 0, 2)[mine.T], np.cumsum(mine.sum(axis=0))
+        chosen = np.arange(len(s)), cost.argmin(axis=1)
+        here = here + self.step[s, None] * np.stack([sine[chosen], cosine[chosen]], axis=1)
+        roomy = self.clearance[ahead[:, 1][chosen]] >= self.floor[s]
+        return here, self.turns[s, chosen[1]], fits[chosen] & roomy
 
 
 def _shorten(label, region, points, ends, length, rng):

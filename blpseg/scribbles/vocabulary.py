@@ -89,7 +89,8 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
 
 def voc_color(number: int) -> tuple[int, int, int]:
     """The colour of a class in PASCAL VOC's palette: bits 0, 3, 6 of the number lead red, 1, 4, 7 green, 2, 5 blue."""
-    return tuple(sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(3)) for channel in range(3))
+    red, green, blue = (sum((number >> (3 * k + channel) & 1) << (7 - k) for k in range(3)) for channel in range(3))
+    return red, green, blue
 
 
 class _Reader:
@@ -118,7 +119,7 @@ class _Reader:
         elif root is not None:
             self.fail(root, "neither a mapping nor a list")
         else:
-            mark = yaml.Mark(path, 0, 0, 0, None, None)
+            mark = yaml.Mark(path, 0, 0, 0, None, 0)
             for number, line in enumerate(lines):
                 self.add(yaml.ScalarNode("", line, mark), number)
         if not self.ids and not self.colors:
@@ -178,12 +179,13 @@ class _Reader:
         else:
             text = node.value.strip() if isinstance(node, yaml.ScalarNode) else ""
         if match := _HEX_COLOR.match(text):
-            return tuple(bytes.fromhex(match[1]))
+            red, green, blue = bytes.fromhex(match[1])
+            return red, green, blue
         if match := _RGB_COLOR.match(text):
-            color = tuple(map(int, match.groups()))
-            if max(color) > 255:
-                self.fail(node, f"colour {color}: channels are 0..255")
-            return color
+            red, green, blue = map(int, match.groups())
+            if max(red, green, blue) > 255:
+                self.fail(node, f"colour {(red, green, blue)}: channels are 0..255")
+            return red, green, blue
         return None
 
     def number(self, node) -> int:

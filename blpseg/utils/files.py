@@ -9,11 +9,11 @@ import math
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from typing import BinaryIO, TextIO
+from typing import IO, TextIO
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from . import paths
 from .errors import BLPSegError, describe
@@ -104,7 +104,7 @@ def read_label(path: str) -> np.ndarray:
         raise BLPSegError(f"{path}: damaged label image ({describe(error)})") from error
 
 
-def _label_array(path: str, image: Image.Image) -> np.ndarray:
+def _label_array(path: str, image: ImageFile.ImageFile) -> np.ndarray:
     if image.format in ("JPEG", "MPO"):
         raise BLPSegError(f"{path}: a JPEG does not keep class numbers; save labels as PNG")
     raw_mode = str(image.tile[0][3] if image.tile else "")
@@ -183,7 +183,7 @@ def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = 
     write_bytes_atomic(path, data, durable=durable)
 
 
-def write_atomic(path: str | os.PathLike, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
     """Call ``write(file)`` on a temporary binary file beside ``path``, then rename it: no reader ever sees half a file.
 
     Args:

@@ -41,12 +41,12 @@ def boundary_distance(label: np.ndarray) -> np.ndarray:
     return distance
 
 
-def distance_bins(distance: np.ndarray, edges: Sequence[float] = DISTANCE_EDGES) -> np.ndarray:
+def distance_bins(distance: np.ndarray, edges: Sequence[float] | np.ndarray = DISTANCE_EDGES) -> np.ndarray:
     """(H, W) distances, none below the first of the ascending ``edges`` -> (H, W) uint8, the bin of each."""
     return (np.searchsorted(edges, distance, side="right") - 1).astype(np.uint8)
 
 
-def local_thickness(distance: np.ndarray, edges: Sequence[float] = THICKNESS_EDGES) -> np.ndarray:
+def local_thickness(distance: np.ndarray, edges: Sequence[float] | np.ndarray = THICKNESS_EDGES) -> np.ndarray:
     """Diameter of the largest disc that fits into a pixel's region and covers the pixel, by bins.
 
     A disc of radius r around a pixel q, {p: |p - q| < r}, lies in q's region where q's boundary distance is at least

@@ -70,7 +70,7 @@ def write_label(path: str, label: np.ndarray, stamp: bytes, *, force: bool = Fal
     # Run lengths suit scribbles: a quarter of OpenCV's time, and smaller files.
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
     header = _chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    pixels = _chunk(b"IDAT" + deflate.compress(rows) + deflate.flush())
+    pixels = _chunk(b"IDAT" + deflate.compress(rows.data) + deflate.flush())
     write_bytes_atomic(path, _SIGNATURE + header + stamp + pixels + _PNG_END)
 
 

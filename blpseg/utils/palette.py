@@ -33,7 +33,8 @@ def _colors(count: int) -> tuple[tuple[int, int, int], ...]:
     colors = list(_FIRST[:count])
     while len(colors) < count:
         best = int(distance.argmax())
-        colors.append(tuple(int(v) for v in candidates[best]))
+        red, green, blue = candidates[best].tolist()
+        colors.append((red, green, blue))
         distance = np.minimum(distance, np.linalg.norm(places - places[best], axis=1))
     return tuple(colors)
 

@@ -10,6 +10,7 @@ from scipy import ndimage
 from blpseg.scribbles import preference
 from blpseg.utils.files import write_png_atomic
 from datasets.make_synthetic import make_synthetic
+from tools.label_preference import write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +51,7 @@ def test_files(tmp_path):
     _, relative = preference.shares(counts)
     assert (relative[0, :, 0, 2] < 0.3).all()  # preference 1 leaves the boundary alone
 
-    preference.write_csv(str(tmp_path / "t.csv"), counts, ["a", "b"], ["on disk", "0", "1"])
+    write_csv(str(tmp_path / "t.csv"), counts, ["a", "b"], ["on disk", "0", "1"])
     rows = list(csv.DictReader(open(tmp_path / "t.csv")))
     for row in rows:
         assert np.isclose(float(row["probability"]), int(row["annotated"]) / int(row["pixels"]), rtol=1e-5)
@@ -59,8 +60,9 @@ def test_files(tmp_path):
 
 
 def test_command_line(tmp_path):
+    (tmp_path / "c.yaml").write_text("DATASETS: {TRAIN: [synthetic_scribble_train]}\n")
     make_synthetic(str(tmp_path / "synthetic"), size=(64, 64), train=4, val=1, seed=0, workers=1)
-    command = [sys.executable, "tools/label_preference.py", "--dataset", "synthetic_scribble_train", "--simulate", "0"]
+    command = [sys.executable, "tools/label_preference.py", "--config-file", tmp_path / "c.yaml", "--simulate", "0"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DETECTRON2_DATASETS": str(tmp_path)}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")],
