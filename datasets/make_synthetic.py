@@ -287,13 +287,7 @@ def make_synthetic(
     }
     _check(settings)
     _prepare_folder(output, settings)
-    targets = np.arange(train)
-    if shuffle_scribbles:
-        order = np.random.default_rng((seed, len(_SPLITS))).permutation(train)
-        targets[order] = np.roll(order, 1)  # one cycle: none keeps its own
-    tasks = [(output, settings, "val", i, i) for i in range(val)]
-    tasks += [(output, settings, "train", i, int(targets[i])) for i in range(train)]
-    tasks = [task for task in tasks if not all(map(paths.isfile, _paths(task).values()))]
+    tasks = [task for task in _tasks(output, settings) if not all(map(paths.isfile, _paths(task).values()))]
     if not tasks:
         return False
     report = process_files(_write_scene, tasks, workers, "scenes")
@@ -314,6 +308,17 @@ def _check(settings: dict) -> None:
         raise BLPSegError(
             "own hue, colour overlap, preference and length lie in 0..1, width starts at 1, the seed at 0"
         )
+
+
+def _tasks(output: str, settings: dict) -> list[tuple]:
+    """Folder, settings, split, number of the image, and number of the image that gets its scribble."""
+    train, seed = settings["train"], settings["seed"]
+    targets = np.arange(train)
+    if settings["shuffle_scribbles"]:
+        order = np.random.default_rng((seed, len(_SPLITS))).permutation(train)
+        targets[order] = np.roll(order, 1)  # one cycle: none keeps its own
+    tasks = [(output, settings, "val", i, i) for i in range(settings["val"])]
+    return tasks + [(output, settings, "train", i, int(targets[i])) for i in range(train)]
 
 
 def _paths(task: tuple) -> dict[str, str]:

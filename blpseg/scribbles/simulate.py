@@ -61,9 +61,11 @@ def simulate_scribble(
             raise ValueError(f"{name} is within 0..1, not {value}")
     if width < 1 or int(width) != width:
         raise ValueError(f"width is a whole number of pixels, 1 or more, not {width}")
-    outside = mask[(mask != ignore_label) & ((mask < 0) | (mask >= UNANNOTATED))] if mask.dtype != np.uint8 else ()
-    if len(outside) or (ignore_label != UNANNOTATED and (mask == UNANNOTATED).any()):
-        found = outside[0] if len(outside) else UNANNOTATED
+    outside = (
+        mask[(mask != ignore_label) & ((mask < 0) | (mask >= UNANNOTATED))] if mask.dtype != np.uint8 else mask[:0]
+    )
+    if outside.size or (ignore_label != UNANNOTATED and (mask == UNANNOTATED).any()):
+        found = outside.flat[0] if outside.size else UNANNOTATED
         raise ValueError(f"mask values are classes 0..254 or the ignore value {ignore_label}, not {found}")
     classes: np.ndarray = np.where(mask == ignore_label, UNANNOTATED, mask).astype(np.uint8)
 

@@ -113,11 +113,11 @@ def _label_array(path: str, image: ImageFile.ImageFile) -> np.ndarray:
             f"{path}: grey with fewer than 8 bits a pixel, which readers scale differently; save the label as 8-bit PNG"
         )
     image.load()
+    array = np.asarray(image)
     if image.format != "PNG" or "exif" in image.info:
         orientation = image.getexif().get(_ORIENTATION, 1)
         if orientation in _TRANSPOSE:
-            image = image.transpose(_TRANSPOSE[orientation])
-    array = np.asarray(image)
+            array = np.asarray(image.transpose(_TRANSPOSE[orientation]))
     if image.mode in ("RGB", "RGBA", "LA"):
         colour = array[..., :3] if image.mode != "LA" else array[..., :1]
         if not (colour == colour[..., :1]).all():
