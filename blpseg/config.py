@@ -39,6 +39,16 @@ def add_blpseg_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
+    # timm's networks, with MODEL.BACKBONE.NAME build_timm_backbone.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"  # as timm.create_model takes it
+    # What training starts from where MODEL.WEIGHTS is empty: "" random, "pretrained" (an installed package of weights,
+    # else timm's download), or a file of timm's.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM.OUTPUT_STRIDE = 32  # 16 and 8 dilate, where the network can
+    cfg.MODEL.TIMM.FREEZE_NORM = False  # batch norms keep statistics and weights, for few images a step
+    _add_transformer_keys(cfg)
+
     # Of Detectron2's MODEL.SEM_SEG_HEAD, BLPSeg honours NAME, NUM_CLASSES, IN_FEATURES ([] = all that the backbone
     # gives), CONVS_DIM (channels of the decoder), COMMON_STRIDE and NORM.
     cfg.MODEL.BLPSEG = CN()
@@ -111,6 +121,28 @@ _RENAMED = {
 }
 
 
+def _add_transformer_keys(cfg: CN) -> None:
+    # Detectron2's transformers, with MODEL.BACKBONE.NAME build_swin_backbone (the tiny one here) or build_vit_backbone
+    # (base). Its classes have the arguments by these names.
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    cfg.MODEL.VIT = CN()
+    cfg.MODEL.VIT.IMG_SIZE = 512  # the grid of the relative positions; images may be smaller or larger
+    cfg.MODEL.VIT.PATCH_SIZE = 16
+    cfg.MODEL.VIT.EMBED_DIM = 768
+    cfg.MODEL.VIT.DEPTH = 12
+    cfg.MODEL.VIT.NUM_HEADS = 12
+    cfg.MODEL.VIT.DROP_PATH_RATE = 0.1
+    cfg.MODEL.VIT.WINDOW_SIZE = 0  # of the blocks in WINDOW_BLOCK_INDEXES; 0 = all blocks see the whole image
+    cfg.MODEL.VIT.WINDOW_BLOCK_INDEXES = []
+    cfg.MODEL.VIT.USE_REL_POS = False
+    cfg.MODEL.VIT.SQUARE_PAD = 0  # side of the square that images are padded to; 0 = none
+
+
 def _add_input_keys(cfg: CN) -> None:
     # "scribble" trains on scribble_file_name; "dense" on sem_seg_file_name, the fully supervised upper bound.
     cfg.INPUT.SUPERVISION = "scribble"
@@ -144,6 +176,7 @@ def _add_dataset_keys(cfg: CN) -> None:
 
 def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "AdamW"  # or "SGD" with SOLVER.MOMENTUM
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # learning rate of the backbone in units of SOLVER.BASE_LR
     cfg.SOLVER.AMP.DTYPE = "float16"  # or "bfloat16", also for CPUs that have it
     cfg.SOLVER.ACCUMULATION_STEPS = 1  # parts of each process's batch, one after the other: less memory, same losses
     cfg.SOLVER.CHANNELS_LAST = False

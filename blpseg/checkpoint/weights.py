@@ -55,7 +55,10 @@ def load_weights(
     if not loaded:
         raise BLPSegError(f"{path}: none of its {len(weights)} weights fits this model; is it the right file?")
     missing = [k for k in own if k not in loaded and not k.endswith("num_batches_tracked")]
-    needed = [k for k in missing if k not in wrong and (complete or k.startswith("backbone."))]
+    # Layers that a backbone adds to its pretrained network are in no file of the latter.
+    added = tuple(f"backbone.{k}" for k in getattr(getattr(model, "backbone", None), "new_weights", ()))
+    backbone = [k for k in missing if k.startswith("backbone.") and not k.startswith(added)]
+    needed = [k for k in (missing if complete else backbone) if k not in wrong]
     if needed:
         raise BLPSegError(
             f"{path}: lacks {len(needed)} of the model's weights ({needed[0]}, ...); "

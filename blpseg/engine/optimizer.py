@@ -11,20 +11,32 @@ from ..utils.errors import BLPSegError
 
 __all__ = ["build_optimizer", "clip_gradients", "gradient_norm"]
 
+# Learnt positions and tokens, as Detectron2 and timm call them.
+NEVER_DECAYED = (
+    *("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w"),
+    *("cls_token", "dist_token", "reg_token"),
+)
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over ``model``'s parameters (METHOD section 6: AdamW).
 
     ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and
-    biases; None, the default here, treats them as every other weight. The annotation head's learning rate is
-    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times the others'.
+    biases; None, the default here, treats them as every other weight. Positions and tokens of transformers never
+    decay. The backbone's learning rate is ``SOLVER.BACKBONE_MULTIPLIER`` times the others', the annotation head's
+    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times.
 
     Raises:
         BLPSegError: nothing to train, an unknown optimiser, or a factor that is not positive.
     """
-    solver, factor = cfg.SOLVER, cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR
-    if factor <= 0:
-        raise BLPSegError(f"config: MODEL.BLPSEG.ANNOTATION.LR_FACTOR is a positive number; got {factor}")
+    solver = cfg.SOLVER
+    factors = {
+        "annotation_head.": ("MODEL.BLPSEG.ANNOTATION.LR_FACTOR", cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR),
+        "backbone.": ("SOLVER.BACKBONE_MULTIPLIER", solver.BACKBONE_MULTIPLIER),
+    }
+    for key, factor in factors.values():
+        if factor <= 0:
+            raise BLPSegError(f"config: {key} is a positive number; got {factor}")
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -32,7 +44,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        lr_factor_func=lambda name: factor if "annotation_head." in name else 1.0,
+        lr_factor_func=lambda name: next((v for prefix, (_, v) in factors.items() if prefix in name), 1.0),
+        overrides={name: {"weight_decay": 0.0} for name in NEVER_DECAYED},
     )
     if not groups:
         raise BLPSegError("config: the model has no weight to train; is everything frozen (MODEL.BACKBONE.FREEZE_AT)?")

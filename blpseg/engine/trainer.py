@@ -20,6 +20,7 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's norms
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -92,7 +93,7 @@ class Trainer(TrainerBase):
         self.model = build_model(cfg)
         self.device = torch.device(cfg.MODEL.DEVICE)
         if self.world_size > 1 and self.device.type == "cuda":
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model = convert_sync_batchnorm(self.model)
         if cfg.SOLVER.CHANNELS_LAST:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.model.train()

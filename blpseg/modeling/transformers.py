@@ -1,0 +1,79 @@
+"""Detectron2's own transformers by YAML: its Swin and ViT classes have no builder that a config can name."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
+
+from .timm_backbone import FeaturePyramid, freeze_stages, quarters
+
+__all__ = ["build_swin_backbone", "build_vit_backbone"]
+
+
+class _Swin(SwinTransformer):
+    """Detectron2's, whose levels are p0..p3 there and whose ``size_divisibility`` reads an attribute it never sets."""
+
+    # A classifier's file has no norms of the inner levels.
+    new_weights = ("norm0.", "norm1.", "norm2.", "norm3.")
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        names = {f"p{i}": f"res{i + 2}" for i in self.out_indices}
+        for attribute in ("_out_feature_channels", "_out_feature_strides"):
+            setattr(self, attribute, {names[k]: v for k, v in getattr(self, attribute).items()})
+        self._out_features = list(names.values())
+
+    def forward(self, x):
+        """(N, 3, H, W) normalised -> level name -> (N, C, H / stride, W / stride)."""
+        return dict(zip(self._out_features, super().forward(x).values(), strict=True))
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(self._out_feature_strides.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self.size_divisibility}
+
+
+@BACKBONE_REGISTRY.register()
+def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
+    """Detectron2's :class:`SwinTransformer` by ``MODEL.SWIN``, levels res2..res5.
+
+    ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the patch embedding, k > 1 also res2 to res``k``.
+    """
+    swin = cfg.MODEL.SWIN
+    network = _Swin(
+        in_chans=input_shape.channels,
+        embed_dim=swin.EMBED_DIM,
+        depths=swin.DEPTHS,
+        num_heads=swin.NUM_HEADS,
+        window_size=swin.WINDOW_SIZE,
+        drop_path_rate=swin.DROP_PATH_RATE,
+    )
+    freeze_stages(network, [f"layers.{i}" for i in range(network.num_layers)], cfg.MODEL.BACKBONE.FREEZE_AT)
+    return network
+
+
+@BACKBONE_REGISTRY.register()
+def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
+    """Detectron2's :class:`ViT` by ``MODEL.VIT`` with a pyramid of ``MODEL.FPN.OUT_CHANNELS``, levels res2..res5.
+
+    ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes patch embedding and positions, k > 1 also k - 1 quarters of the blocks.
+    """
+    vit = cfg.MODEL.VIT
+    network = ViT(
+        img_size=vit.IMG_SIZE,
+        patch_size=vit.PATCH_SIZE,
+        in_chans=input_shape.channels,
+        embed_dim=vit.EMBED_DIM,
+        depth=vit.DEPTH,
+        num_heads=vit.NUM_HEADS,
+        drop_path_rate=vit.DROP_PATH_RATE,
+        window_size=vit.WINDOW_SIZE,
+        window_block_indexes=vit.WINDOW_BLOCK_INDEXES,
+        use_rel_pos=vit.USE_REL_POS,
+    )
+    freeze_stages(network, [f"blocks.{i}" for i in quarters(vit.DEPTH)], cfg.MODEL.BACKBONE.FREEZE_AT)
+    return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=vit.SQUARE_PAD)
