@@ -25,6 +25,8 @@ from ..utils.errors import BLPSegError, describe
 __all__ = ["FeaturePyramid", "TimmBackbone", "build_timm_backbone", "freeze_stages", "pretrained_features"]
 
 logger = logging.getLogger(__name__)
+# It warns that an extractor has no place for the classifier of every pretrained network.
+logging.getLogger("timm.models._builder").setLevel(logging.ERROR)
 
 PRETRAINED = "pretrained"  # value of MODEL.TIMM.WEIGHTS
 PYRAMID_SCALES = {8: (2.0, 1.0, 0.5), 16: (4.0, 2.0, 1.0, 0.5), 32: (4.0, 2.0, 1.0)}  # stride of a plain network
