@@ -147,6 +147,9 @@ def _add_input_keys(cfg: CN) -> None:
     # "scribble" trains on scribble_file_name; "dense" on sem_seg_file_name, the fully supervised upper bound.
     cfg.INPUT.SUPERVISION = "scribble"
     cfg.INPUT.SCALE_RANGE = [0.75, 1.25]  # uniform random scale of a training image
+    # Where an image is longer, all scales (SCALE_RANGE and TEST.AUG.SCALES) are those of an image of this longest side,
+    # so that one config serves photographs of any size; 0 = scales of the image as it is.
+    cfg.INPUT.LONGEST_SIDE = 0
     cfg.INPUT.ROTATION_DEGREES = 0.0  # uniform in +- this many degrees; 0 = off
     # Photometric jitter: factors uniform in 1 +- strength (0..1), hue in +- strength turns (0..0.5); 0 = off.
     cfg.INPUT.COLOR_JITTER = CN()

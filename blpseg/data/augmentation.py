@@ -13,7 +13,7 @@ from torchvision.transforms import functional as photometric
 from ..utils.errors import BLPSegError
 from ..utils.labels import IGNORED
 
-__all__ = ["TrainingAugmentation"]
+__all__ = ["TrainingAugmentation", "relative_scale"]
 
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "none": None}  # of cv2.flip
 _MAX_JITTER = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
@@ -42,6 +42,7 @@ class TrainingAugmentation:
         color_jitter: dict[str, float],
         pixel_mean: Sequence[float],
         image_format: str,
+        longest_side: int = 0,
     ):
         """
         Args:
@@ -53,6 +54,7 @@ class TrainingAugmentation:
                 "hue": shift uniform in +- strength turns of the colour circle.
             pixel_mean: of the three channels in 0..255, the colour of padding.
             image_format: "RGB" or "BGR".
+            longest_side: an image that is longer is first taken to be scaled to it; 0 for none.
 
         Raises:
             BLPSegError: a value is out of range.
@@ -68,6 +70,9 @@ class TrainingAugmentation:
         for name, largest in _MAX_JITTER.items():
             if not 0 <= color_jitter[name] <= largest:
                 raise BLPSegError(f"INPUT.COLOR_JITTER.{name.upper()} {color_jitter[name]}: expected 0..{largest}")
+        if longest_side < 0:
+            raise BLPSegError(f"INPUT.LONGEST_SIDE {longest_side}: expected pixels, or 0 for none")
+        self.longest_side = longest_side
         self.flip_code = _FLIP_CODES[flip]
         self.scale_range = tuple(scale_range)
         self.rotation_degrees = rotation_degrees
@@ -89,6 +94,7 @@ class TrainingAugmentation:
             "color_jitter": {name: getattr(jitter, name.upper()) for name in _MAX_JITTER},
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "image_format": cfg.INPUT.FORMAT,
+            "longest_side": cfg.INPUT.LONGEST_SIDE,
         }
 
     def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -106,10 +112,12 @@ class TrainingAugmentation:
             image, label = cv2.flip(image, self.flip_code), cv2.flip(label, self.flip_code)
 
         least, largest = self.scale_range
-        scale = least + (largest - least) * u_scale
+        scale = (least + (largest - least) * u_scale) * relative_scale(label.shape, self.longest_side)
         height, width = (max(1, round(side * scale)) for side in label.shape)
         if (height, width) != label.shape:
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+            # The cubic kernel of METHOD sees four pixels a side: enough down to a half, not for a large photograph.
+            reduces = self.longest_side and scale < 1
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if reduces else cv2.INTER_CUBIC)
             label = cv2.resize(label, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
 
         angle = self.rotation_degrees * (2 * u_angle - 1)
@@ -145,6 +153,11 @@ class TrainingAugmentation:
         if self.image_format == "BGR":
             image = image.flip(0)
         return image.numpy()
+
+
+def relative_scale(size: Sequence[int], longest_side: int) -> float:
+    """What an image of ``size`` (height, width) is scaled by so that no side exceeds ``longest_side``; 0 = 1.0."""
+    return min(1.0, longest_side / max(size)) if longest_side else 1.0
 
 
 def _rotate(image: np.ndarray, label: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:

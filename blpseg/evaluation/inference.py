@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.augmentation import relative_scale
 from ..utils.errors import BLPSegError
 
 __all__ = ["Inference", "class_map", "tile_windows"]
@@ -46,6 +47,7 @@ class Inference(nn.Module):
         tile_above: int = 0,
         tile_size: int = 512,
         tile_overlap: int = 128,
+        longest_side: int = 0,
         classes_only: bool = False,
     ):
         """
@@ -56,6 +58,7 @@ class Inference(nn.Module):
             flip: average with the mirror image.
             tile_above: images of more pixels are tiled; 0 for never.
             tile_size, tile_overlap: side of a tile and the least overlap of neighbours, pixels of the image.
+            longest_side: scales are relative to an image of at most this side; 0 for the image as it is.
             classes_only: return (H, W) uint8 class maps for logits, so that a result takes a byte a pixel.
 
         Raises:
@@ -72,6 +75,7 @@ class Inference(nn.Module):
         self.tile_above = tile_above
         self.tile_size = tile_size
         self.tile_overlap = tile_overlap
+        self.longest_side = longest_side
         self.classes_only = classes_only
         self.training = model.training  # Detectron2's inference_context restores what it finds here
 
@@ -86,6 +90,7 @@ class Inference(nn.Module):
             tile_above=cfg.TEST.TILE.ABOVE,
             tile_size=cfg.TEST.TILE.SIZE,
             tile_overlap=cfg.TEST.TILE.OVERLAP,
+            longest_side=cfg.INPUT.LONGEST_SIDE,
             classes_only=classes_only,
         )
 
@@ -110,14 +115,16 @@ class Inference(nn.Module):
         for i, x in enumerate(batched_inputs):
             groups.setdefault((tuple(x["image"].shape[-2:]), self._result_size(x)), []).append(i)
         for (image_size, result_size), members in groups.items():
-            if self.tile_above and math.prod(image_size) > self.tile_above:
-                maps = [self._tiled(batched_inputs[i]["image"], result_size) for i in members]
-            elif self.views == 1 and self.scales == (1.0,):
+            ratio = relative_scale(image_size, self.longest_side)
+            scales = [scale * ratio for scale in self.scales]
+            if self.tile_above and math.prod(image_size) * ratio**2 > self.tile_above:
+                maps = [self._tiled(batched_inputs[i]["image"], result_size, scales) for i in members]
+            elif not self.flip and scales == [1.0]:
                 outputs = self.model([batched_inputs[i] for i in members])
                 maps = [self._finish(output["sem_seg"]) for output in outputs]
             else:
                 images = self._to_device(torch.stack([batched_inputs[i]["image"] for i in members]))
-                maps = [self._finish(logits) for logits in self._average(images, result_size)]
+                maps = [self._finish(logits) for logits in self._average(images, result_size, scales)]
             for i, sem_seg in zip(members, maps, strict=True):
                 results[i] = {"sem_seg": sem_seg}
         return results
@@ -134,19 +141,21 @@ class Inference(nn.Module):
     def _finish(self, logits: torch.Tensor) -> torch.Tensor:
         return class_map(logits) if self.classes_only else logits
 
-    def _average(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _average(self, images: torch.Tensor, size: tuple[int, int], scales: Sequence[float]) -> torch.Tensor:
         """(N, 3, H, W) images of one size -> (N, C, *size) logits averaged over the views."""
         total = None
-        for scale in self.scales:
+        for scale in scales:
             logits = self._view(images, scale, size)
             total = logits if total is None else total.add_(logits)
-        return total.div_(len(self.scales)) if len(self.scales) > 1 else total
+        return total.div_(len(scales)) if len(scales) > 1 else total
 
     def _view(self, images: torch.Tensor, scale: float, size: tuple[int, int]) -> torch.Tensor:
         scaled = images.float()
         scaled_size = tuple(max(1, round(side * scale)) for side in images.shape[-2:])
         if scaled_size != images.shape[-2:]:
-            scaled = F.interpolate(scaled, size=scaled_size, mode="bicubic", align_corners=False)
+            scaled = F.interpolate(
+                scaled, size=scaled_size, mode="bicubic", align_corners=False, antialias=self.longest_side > 0
+            )
         views = [*scaled, *scaled.flip(-1)] if self.flip else [*scaled]
         maps = [output["sem_seg"] for output in self.model([{"image": view} for view in views])]
         if self.flip:
@@ -159,14 +168,14 @@ class Inference(nn.Module):
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
-    def _tiled(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def _tiled(self, image: torch.Tensor, size: tuple[int, int], scales: Sequence[float]) -> torch.Tensor:
         """(3, H, W) -> (C, *size) logits, or the class map, put together from tiles."""
         height, width = image.shape[-2:]
         image, result = self._to_device(image), None
         for rows, kept_rows in tile_windows(height, self.tile_size, self.tile_overlap):
             for columns, kept_columns in tile_windows(width, self.tile_size, self.tile_overlap):
                 tile = image[None, :, rows, columns]
-                (logits,) = self._average(tile, tile.shape[-2:])
+                (logits,) = self._average(tile, tile.shape[-2:], scales)
                 inside = logits[
                     :,
                     kept_rows.start - rows.start : kept_rows.stop - rows.start,

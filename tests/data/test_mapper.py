@@ -120,6 +120,17 @@ def test_scale_is_cubic_for_the_image_and_nearest_for_the_label(draw, scale):
     np.testing.assert_array_equal(out_label, label[rows[:, None], columns])
 
 
+def test_scales_are_those_of_an_image_of_the_longest_side():
+    """Halves of a half: each pixel is the mean of four by four."""
+    image, label = scene(40, 32)
+    out, out_label = augmentation(scale_range=(0.5, 0.5), crop_size=(10, 8), longest_side=20)(image, label, Draws())
+    means = image.reshape(10, 4, 8, 4, 3).mean(axis=(1, 3))
+    assert np.abs(out - means.transpose(2, 0, 1)).max() <= 0.5
+    np.testing.assert_array_equal(out_label, label[2::4, 2::4])
+    unchanged, _ = augmentation(crop_size=(40, 32), longest_side=40)(image, label, Draws())
+    np.testing.assert_array_equal(unchanged, image.transpose(2, 0, 1))
+
+
 def test_overshoot_of_the_cubic_saturates():
     image = np.zeros((40, 40, 3), np.uint8)
     image[:, 20:] = 255

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from blpseg.evaluation.inference import Inference, class_map, tile_windows
 from blpseg.utils.errors import BLPSegError
@@ -43,6 +44,25 @@ def test_multi_scale_equals_the_plain_loop(size, flip):
     result = Inference(model, scales=scales, flip=flip)([{"image": torch.from_numpy(image).permute(2, 0, 1)}])
     torch.testing.assert_close(result[0]["sem_seg"], expected, atol=1e-5, rtol=1e-5)
     assert [len(call) for call in model.calls] == [1 + flip] * 4  # image and mirror share a forward
+
+
+def test_scales_are_those_of_an_image_of_the_longest_side():
+    """Pillow's cubic filter widens with the reduction, as a large photograph needs it."""
+    model, image = ColorModel(5), make_image(3, 40, 56)
+    inputs = [{"image": torch.from_numpy(image).permute(2, 0, 1)}]
+    channels = [
+        Image.fromarray(c.astype(np.float32)).resize((14, 10), Image.Resampling.BICUBIC)
+        for c in np.moveaxis(image, 2, 0)
+    ]
+    with torch.no_grad():
+        small = model([{"image": torch.from_numpy(np.stack([np.asarray(c) for c in channels]))}])[0]["sem_seg"]
+    expected = F.interpolate(small[None], size=(40, 56), mode="bilinear", align_corners=True)[0]
+    found = Inference(model, scales=(0.5,), longest_side=28)(inputs)
+    torch.testing.assert_close(found[0]["sem_seg"], expected, atol=1e-4, rtol=1e-4)
+    model.calls.clear()
+    Inference(model, longest_side=56)(inputs)
+    Inference(model, longest_side=28)(inputs)
+    assert [call[0][-2:] for call in model.calls] == [(40, 56), (20, 28)]
 
 
 def test_single_view_is_the_model_itself():
