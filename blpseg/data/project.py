@@ -19,7 +19,7 @@ from ..utils.palette import distinct_colors
 __all__ = ["CONFIG", "create_project", "folder_classes", "list_images", "read_config", "set_classes", "template"]
 
 CONFIG = "config.yaml"
-_TEMPLATE = "Folder-Scribble/blpseg_R18.yaml"
+_TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
 _PARTS = ("images/train", "images/val", "masks/val", "scribbles/train")
 _DEEPEST_BASE = 20  # files that name each other as _BASE_
 _HEADER = (
