@@ -175,10 +175,6 @@ UNREAD_BY_PART: list[tuple[str, str, str]] = [
         *("MODEL.SEM_SEG_HEAD.NAME", r"(?!BLPSegHead$|SemSegFPNHead$).*"),
     ),
     (r"MODEL\.FPN\..*", "MODEL.BACKBONE.NAME", r"(?!build_resnet_backbone$|build_resnet_deeplab_backbone$).*"),
-    (
-        r"MODEL\.RESNETS\.(RES4_DILATION|RES5_MULTI_GRID|STEM_TYPE)",
-        *("MODEL.BACKBONE.NAME", r"(?!build_resnet_backbone$|build_resnet_fpn_backbone$).*"),
-    ),
 ]
 
 # Names that need no look into Detectron2's registries, whose import takes seconds.
