@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": "index.md",
     "datasets/README.md": "DATASETS.md",
+    "research/README.md": "RESEARCH.md",
+    "research/RESULTS.md": "RESEARCH_RESULTS.md",
     "CHANGELOG.md": "CHANGELOG.md",
     "CODE_OF_CONDUCT.md": "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
@@ -32,7 +34,7 @@ def on_files(files, config):
     """Add PAGES and the pictures that pages show from elsewhere."""
     for source, target in PAGES.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
-    for name in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+    for name in (*PAGES, *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
         for image, _, link, _ in LINK.findall((ROOT / name).read_text()):
             path = _in_repository(name, link)
             if image and not path.startswith("docs/") and (ROOT / path).is_file():

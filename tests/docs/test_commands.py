@@ -15,7 +15,10 @@ from blpseg.utils.cli import _CONSOLE
 from .snippets import commands
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "datasets/README.md", *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "datasets/README.md")),
+    *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("research/*.md")]),
+]
 FENCED = re.compile(r"^```(?:bash|sh)\n(.*?)^```", flags=re.M | re.S)
 INDENTED = re.compile(r"(?:^ {4}.*\n|^\n(?= {4}))+", flags=re.M)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
