@@ -52,8 +52,9 @@ demo: $(INSTALLED)
 	@echo "      $(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --input 'photos/*.jpg' --output output/photos \\"
 	@echo "          --opts MODEL.WEIGHTS output/demo/model/model_final.pth"
 
+# One thread a process: on a busy machine two threads wait for each other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
