@@ -355,7 +355,7 @@ def _find_config(name: str) -> str:
 
 def flatten(node: dict, prefix: str = "") -> dict[str, object]:
     """The values of a config (``CfgNode`` or what its YAML holds) by dotted key: ``SOLVER.MAX_ITER``."""
-    flat = {}
+    flat: dict[str, object] = {}
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
@@ -385,7 +385,7 @@ def _merge(cfg: CN, merge: Callable[[], object], source: str, given: dict) -> No
         raise BLPSegError(f"{source}: a value is nested too deeply") from error
 
 
-_KINDS = {
+_KINDS: dict[type | tuple[type, ...], str] = {
     bool: "True or False",
     int: "a whole number",
     float: "a number with a decimal point",

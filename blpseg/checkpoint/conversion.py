@@ -15,23 +15,13 @@ from .reading import state_dict_of
 __all__ = ["Conversion", "convert", "state_dict_of"]
 
 # Published layout <-> ours, as (published prefix, our prefix). Both sides are literal but for {0}, {1}: numbers.
-_BACKBONE = (
-    ("layer1.{0}.conv{1}", "res2.{0}.conv{1}"),
-    ("layer2.{0}.conv{1}", "res3.{0}.conv{1}"),
-    ("layer3.{0}.conv{1}", "res4.{0}.conv{1}"),
-    ("layer4.{0}.conv{1}", "res5.{0}.conv{1}"),
-    ("layer1.{0}.bn{1}", "res2.{0}.conv{1}.norm"),
-    ("layer2.{0}.bn{1}", "res3.{0}.conv{1}.norm"),
-    ("layer3.{0}.bn{1}", "res4.{0}.conv{1}.norm"),
-    ("layer4.{0}.bn{1}", "res5.{0}.conv{1}.norm"),
-    ("layer1.{0}.downsample.0", "res2.{0}.shortcut"),
-    ("layer2.{0}.downsample.0", "res3.{0}.shortcut"),
-    ("layer3.{0}.downsample.0", "res4.{0}.shortcut"),
-    ("layer4.{0}.downsample.0", "res5.{0}.shortcut"),
-    ("layer1.{0}.downsample.1", "res2.{0}.shortcut.norm"),
-    ("layer2.{0}.downsample.1", "res3.{0}.shortcut.norm"),
-    ("layer3.{0}.downsample.1", "res4.{0}.shortcut.norm"),
-    ("layer4.{0}.downsample.1", "res5.{0}.shortcut.norm"),
+_BACKBONE = tuple(
+    (f"layer{stage}.{{0}}.{theirs}", f"res{stage + 1}.{{0}}.{ours}")
+    for stage in range(1, 5)
+    for theirs, ours in (
+        *(("conv{1}", "conv{1}"), ("bn{1}", "conv{1}.norm")),
+        *(("downsample.0", "shortcut"), ("downsample.1", "shortcut.norm")),
+    )
 )
 _DEEP_STEM = (
     ("conv1.0", "stem.conv1"),
@@ -144,7 +134,7 @@ def _published_to_ours(state, file: str) -> Conversion:
         "backbone.layernorm.bias": "the published network does not use it",
     }
     _rename_all(state, _renamer(_BLPSEG), known, result)
-    num_classes = len(state["seg_head.4.weight"])
+    num_classes = _length(state, "seg_head.4.weight", file)
     _require(result, file, _expected_resnet(result.state_dict, "backbone.") + _our_parts())
     result.config = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(num_classes)]
     return result
@@ -158,9 +148,9 @@ def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversio
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
     # What the published layout carries beside them: without these a strict load refuses the file.
-    weight = torch.ones(len(state["sem_seg_head.annotation_head.4.weight"]))
+    weight = torch.ones(_length(state, "sem_seg_head.annotation_head.4.weight", file))
     weight[-1] = unannotated_weight
-    stem_channels = len(state["backbone.stem.conv3.weight"])
+    stem_channels = _length(state, "backbone.stem.conv3.weight", file)
     result.state_dict |= {
         "backbone.layernorm.weight": torch.ones(stem_channels),
         "backbone.layernorm.bias": torch.zeros(stem_channels),
@@ -179,7 +169,7 @@ def _resnet(state, file: str, name: str, stem, stem_type: str) -> Conversion:
     _require(result, file, _expected_resnet(result.state_dict, "backbone."))
     result.initial = sorted({key.split(".")[1] for key in _our_parts()})
     result.config = ["MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.STEM_TYPE", stem_type]
-    result.config += ["MODEL.RESNETS.STEM_OUT_CHANNELS", str(len(state["bn1.weight"]))]
+    result.config += ["MODEL.RESNETS.STEM_OUT_CHANNELS", str(_length(state, "bn1.weight", file))]
     result.config += ["MODEL.RESNETS.STRIDE_IN_1X1", "False"]
     if depth < 50:
         result.config += ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
@@ -195,27 +185,28 @@ def _rename_all(state, rename, known: Mapping[str, str], result: Conversion) -> 
             result.dropped.append((key, known.get(key, "no counterpart")))
 
 
+def _length(state, key: str, file: str) -> int:
+    if key not in state or not state[key].dim():
+        raise BLPSegError(f"{file}: {key} is missing or a single number, so that it is no layer's weights")
+    return len(state[key])
+
+
 def _depth(state) -> int | None:
-    blocks = tuple(
-        len({m.group(1) for m in (re.match(rf"layer{i}\.(\d+)\.", key) for key in state) if m}) for i in range(1, 5)
-    )
-    bottleneck = "layer1.0.conv3.weight" in state
-    return {
-        ((2, 2, 2, 2), False): 18,
-        ((3, 4, 6, 3), False): 34,
-        ((3, 4, 6, 3), True): 50,
-        ((3, 4, 23, 3), True): 101,
-        ((3, 8, 36, 3), True): 152,
-    }.get((blocks, bottleneck))
+    found = (re.match(r"layer([1-4])\.(\d+)\.", key) for key in state)
+    blocks = {m.groups() for m in found if m}
+    counts = tuple(sum(stage == i for stage, _ in blocks) for i in "1234")
+    if "layer1.0.conv3.weight" in state:
+        return {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}.get(counts)
+    return {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}.get(counts)
 
 
 def _expected_resnet(converted, prefix: str) -> list[str]:
     """Keys that a complete ResNet must have, judged from the blocks that are there."""
     keys = []
     for stage in range(2, 6):
-        indices = [int(m.group(1)) for m in (re.match(rf"{prefix}res{stage}\.(\d+)\.", k) for k in converted) if m]
+        blocks = {m.group(1) for m in (re.match(rf"{prefix}res{stage}\.(\d+)\.", k) for k in converted) if m}
         convs = (1, 2, 3) if any(f"{prefix}res{stage}.0.conv3." in k for k in converted) else (1, 2)
-        for block in range(max(indices, default=-1) + 1):
+        for block in range(len(blocks)):
             for conv in convs:
                 keys += _conv_and_norm(f"{prefix}res{stage}.{block}.conv{conv}")
     stem = range(1, 4) if f"{prefix}stem.conv2.weight" in converted else (1,)

@@ -8,7 +8,8 @@ memo index of 2^32 allocates a table of that size.
 from __future__ import annotations
 
 import pickletools
-from typing import BinaryIO
+from collections.abc import Callable, Iterable
+from typing import IO, Any
 
 from ..utils.errors import BLPSegError, describe
 
@@ -33,20 +34,20 @@ class _Node:
 
     __slots__ = ("items", "depth", "name")
 
-    def __init__(self, items=(), name: str = ""):
+    def __init__(self, items: Iterable = (), name: str = ""):
         self.items: list = []
         self.depth = 1
         self.name = name
         self.add(items)
 
-    def add(self, items) -> None:
+    def add(self, items: Iterable) -> None:
         self.items += items
         self.depth = max(self.depth, 1 + max((x.depth for x in items if isinstance(x, _Node)), default=0))
         if self.depth > MAX_DEPTH:
             raise _TooMuch(f"nested deeper than {MAX_DEPTH}")
 
 
-def check_pickle(file: BinaryIO, path: str) -> None:
+def check_pickle(file: IO[bytes], path: str) -> None:
     """Read the opcodes of one pickle from ``file``, which is left behind its end.
 
     Raises:
@@ -71,16 +72,16 @@ def _check_keys(keys) -> None:
 class _Machine:
     """Pickle's stack machine over :class:`_Node` and scalars: nothing is imported, called or hashed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list = []
         self.marks: list[list] = []  # the stacks below each mark
         self.memo: dict[int, object] = {}
 
-    def run(self, file: BinaryIO) -> None:
+    def run(self, file: IO[bytes]) -> None:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count > MAX_OPCODES:
                 raise _TooMuch(f"more than {MAX_OPCODES} pickle operations")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
                 raise _TooMuch(f"memo index {argument}")
             step = _STEPS.get(opcode.name)
             if step is None:
@@ -152,7 +153,7 @@ class _Machine:
         self.stack.append(_Node())
 
 
-_STEPS = {
+_STEPS: dict[str, Callable[[_Machine, Any], object]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda m, _: None),
     **dict.fromkeys(("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2"), _Machine.scalar),
     **dict.fromkeys(("LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING"), _Machine.scalar),
@@ -160,7 +161,9 @@ _STEPS = {
     **dict.fromkeys(("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Machine.scalar),
     **dict.fromkeys(("EMPTY_LIST", "EMPTY_TUPLE", "EMPTY_DICT", "EMPTY_SET"), lambda m, _: m.stack.append(_Node())),
     **dict.fromkeys(("LIST", "TUPLE"), _Machine.sequence),
-    **{f"TUPLE{n}": lambda m, _, n=n: m.sequence(_, n) for n in (1, 2, 3)},
+    "TUPLE1": lambda m, _: m.sequence(_, 1),
+    "TUPLE2": lambda m, _: m.sequence(_, 2),
+    "TUPLE3": lambda m, _: m.sequence(_, 3),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.stack.append(m.memo[index])),
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 DIGEST_MARK = b"sha256:"
 DIGEST_LENGTH = 64
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch's format before 1.6 begins with
+_STATE_KEYS = ("model", "model_state", "state_dict")
 _TORCH_FLAGS = 0x0808  # of a zip record: sizes follow the data, UTF-8 name
 
 
@@ -194,13 +195,12 @@ def state_dict_of(checkpoint: object, file: str) -> dict[str, torch.Tensor]:
     """
     state = checkpoint
     for _ in range(3):  # e.g. {"state_dict": {"model": ...}}
-        names = (k for k in ("model", "model_state", "state_dict") if isinstance(state, Mapping) and k in state)
-        inner = state[key] if (key := next(names, None)) else None
-        if inner is not None and not isinstance(inner, Mapping):
-            raise BLPSegError(f"{file}: its {key!r} is {type(inner).__name__}, not a mapping of names to weights")
-        if inner is None:
+        key = next((k for k in _STATE_KEYS if isinstance(state, Mapping) and k in state), None)
+        if key is None or not isinstance(state, Mapping):
             break
-        state = inner
+        state = state[key]
+        if not isinstance(state, Mapping):
+            raise BLPSegError(f"{file}: its {key!r} is {type(state).__name__}, not a mapping of names to weights")
     if not isinstance(state, Mapping) or not state:
         raise BLPSegError(f"{file}: holds no state dict (found {type(state).__name__}); give a file of named tensors")
     tensors = {str(k): _tensor(v, str(k), file) for k, v in state.items() if _is_numeric(v)}

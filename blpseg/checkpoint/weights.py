@@ -40,7 +40,9 @@ def load_weights(
     own = model.state_dict()
     weights = {k if k in own else current_name(k): v for k, v in weights.items()}
     if not any(name in own for name in weights):
-        caffe2 = path.endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
+        caffe2 = (
+            path.partition("#")[0].endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
+        )
         try:
             with _quiet("detectron2.checkpoint.c2_model_loading"):
                 weights = align_and_update_state_dicts(own, weights, c2_conversion=caffe2)

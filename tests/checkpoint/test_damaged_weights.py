@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blpseg.checkpoint import Checkpointer, load_file, load_weights, save_atomic
+from blpseg.checkpoint.conversion import convert
 from blpseg.utils.errors import BLPSegError
 
 from .test_checkpoint import Net
@@ -256,3 +257,23 @@ def test_older_formats_are_read():
     pairs = b"\x80\x02ccollections\nOrderedDict\n](](X\1\0\0\0aK\1e](X\1\0\0\0bK\2ee\x85R."  # as Python 2 wrote it
     Path("pairs.pkl").write_bytes(pairs)
     assert load_file("pairs.pkl") == {"a": 1, "b": 2}
+
+
+def far_block():
+    return {"seg_head.4.weight": torch.ones(3, 1), "backbone.conv1.0.weight": torch.ones(1)} | {
+        f"backbone.layer1.{i}.conv1.weight": torch.ones(1) for i in (0, 10**12)
+    }
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"seg_head.4.weight": torch.tensor(1.0), "backbone.conv1.0.weight": torch.ones(1)},
+        {"conv1.weight": torch.ones(1), "layer4.0.conv1.weight": torch.ones(1)},
+        {"sem_seg_head.predictor.4.weight": torch.ones(1), "backbone.stem.conv1.weight": torch.ones(1)},
+        far_block(),
+    ],
+)
+def test_odd_weights_are_not_converted(state):
+    with pytest.raises(BLPSegError, match="in.pth"):
+        convert(state, "in.pth")
