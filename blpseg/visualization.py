@@ -43,7 +43,7 @@ def colorize(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def thicken(label: np.ndarray, radius: int, num_classes: int) -> np.ndarray:
-    """Widen strokes for the eye: every pixel within ``radius`` of a labelled one takes the nearest one's class.
+    """Widen strokes for display: every pixel within ``radius`` of a labelled one takes the nearest one's class.
 
     Args:
         label: (H, W) uint8; values of ``num_classes`` and above are no class.
@@ -99,13 +99,13 @@ def legend(
     present: Sequence[int] | None = None,
     others: Mapping[str, Sequence[int]] | None = None,
 ) -> np.ndarray:
-    """Swatches with names in as many rows as ``width`` pixels ask for.
+    """Swatches with names, in as many rows as fit ``width`` pixels.
 
     Args:
         names, colors: of the C classes.
         width: of the result in pixels.
         present: classes to show; by default all.
-        others: name -> RGB of what is no class; by default "no label" in cream.
+        others: name -> RGB of entries that are no class; by default "no label" in cream.
 
     Returns:
         (h, width, 3) uint8.
@@ -163,7 +163,7 @@ def data_panels(
         padding: (H, W) bool, pixels outside the image; they get a colour of their own.
 
     Returns:
-        (H', W', 3) uint8; what is None is left out.
+        (H', W', 3) uint8; arguments that are None are left out.
     """
     names, colors = metadata.stuff_classes, metadata.stuff_colors
     shown = {"image": image}
@@ -188,7 +188,7 @@ def result_panels(
     prediction: np.ndarray | None = None,
     truth: np.ndarray | None = None,
 ) -> np.ndarray:
-    """What a model makes of an image, side by side, over a legend of the classes that occur.
+    """A model's results for an image side by side, with a legend of the classes that occur.
 
     Args:
         image: (H, W, 3) uint8 RGB.
@@ -198,7 +198,7 @@ def result_panels(
         prediction, truth: (H, W) class maps.
 
     Returns:
-        (H', W', 3) uint8; what is None is left out.
+        (H', W', 3) uint8; arguments that are None are left out.
     """
     names, colors = metadata.stuff_classes, metadata.stuff_colors
     shown = {"image": image}
@@ -231,7 +231,7 @@ def _known(label: np.ndarray, num_classes: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _font(size: int = 14) -> ImageFont.FreeTypeFont:
-    # matplotlib brings a font with Latin, Greek and Cyrillic letters, so that none of the system is needed.
+    # matplotlib brings a font with Latin, Greek and Cyrillic letters; the system needs none.
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 

@@ -1,4 +1,4 @@
-"""From a config and a data set's metadata to numbers on the screen and in results.json."""
+"""Evaluation of a model by config: builds evaluators, prints the scores and writes results.json."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
 
     Returns:
         Detectron2's form: ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for
-        several; empty but on the main process.
+        several; empty in the other processes.
 
     Raises:
         BLPSegError: no data set is named, or the data are unsound (:meth:`SemSegEvaluator.process`).

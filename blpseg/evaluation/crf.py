@@ -103,16 +103,16 @@ def _pydensecrf():
 class CRFEvaluator(DatasetEvaluator):
     """Hands predictions to another evaluator after a dense CRF, several images at a time.
 
-    pydensecrf holds Python's interpreter lock, so the images are shared out among processes.
+    pydensecrf holds Python's interpreter lock, so several processes work on different images.
     """
 
     def __init__(self, evaluator: DatasetEvaluator, crf: DenseCRF, workers: int = 0, image_format: str = "RGB"):
         """
         Args:
             evaluator: gets (H, W) class maps, in the order of the images.
-            crf: what is applied.
-            workers: processes; 0 for one a CPU core that this process may use, the cores shared out among the
-                run's processes on this machine.
+            crf: applied to each prediction.
+            workers: processes; 0 divides the CPU cores among the run's processes on this machine and takes one
+                process for each core.
             image_format: "RGB" or "BGR", the channels of the inputs' ``image``.
         """
         self._evaluator = evaluator
@@ -133,7 +133,7 @@ class CRFEvaluator(DatasetEvaluator):
         for x, output in zip(inputs, outputs, strict=True):
             logits = output["sem_seg"].cpu().numpy()
             image = image_array(x["image"].flip(0) if self._swap else x["image"], logits.shape[-2:])
-            # The record alone: nothing keeps the image's tensor while the queue is long.
+            # Only the record, so that the queue does not keep the images' tensors.
             record = {key: value for key, value in x.items() if not isinstance(value, torch.Tensor)}
             self._pending.append((record, self._pool.submit(self._crf, logits, image)))
             while len(self._pending) > 2 * self._workers:

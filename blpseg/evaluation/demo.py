@@ -23,11 +23,11 @@ from .sem_seg import read_ground_truth
 
 __all__ = ["Demo", "dataset_images", "find_images", "test_metadata"]
 
-UNKNOWN_RATE = 25.0  # frames a second of a stream that does not tell
+UNKNOWN_RATE = 25.0  # frames per second of a stream that does not say
 
 
 def test_metadata(cfg: CfgNode) -> Metadata:
-    """Metadata with the names and colours of the classes that a config's model tells apart.
+    """Metadata with the names and colours of the classes of a config's model.
 
     Raises:
         BLPSegError: no data set of the config has ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` names.
@@ -46,7 +46,7 @@ def find_images(inputs: Sequence[str]) -> list[str]:
     """Files, folders (their images, sorted, not those of folders within) and glob patterns -> files, each once.
 
     Raises:
-        BLPSegError: a folder or a pattern holds no image. A named file need not exist; reading it will tell.
+        BLPSegError: a folder or a pattern holds no image. A named file need not exist; reading it reports that.
     """
     files: list[str] = []
     for item in inputs:
@@ -96,8 +96,8 @@ class Demo:
     def run_images(self, records: Sequence[dict]) -> int:
         """Write ``NAME.png``, and on request ``NAME_raw.png`` and ``NAME_panels.png``, for each image.
 
-        Of images with one name the second becomes ``NAME_2``. An image that fails is told in one line on stderr, and
-        the others go on.
+        If two images have one name, the second becomes ``NAME_2``. An image that fails is reported in one line on
+        stderr, and the others are still segmented.
 
         Args:
             records: dicts with ``file_name`` and optionally ``name`` (else the file's), ``scribble_file_name`` and

@@ -27,7 +27,7 @@ def class_map(sem_seg: torch.Tensor) -> torch.Tensor:
 
 
 class Inference(nn.Module):
-    """A segmentation model as it is to be used at test time; called as the model itself is called.
+    """A segmentation model with test-time views and tiles; it is called like the model itself.
 
     Without mirror, scales and tiles the result is the model's own. Otherwise an image is resized by cubic
     interpolation (OpenCV's ``INTER_CUBIC``), the image and its mirror share one forward, the logits are

@@ -42,7 +42,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
 class Predictor:
     """A trained model to call on images. Detectron2 counterpart: :class:`detectron2.engine.DefaultPredictor`.
 
-    One object may be called from several threads: forwards take turns, so that memory is that of one.
+    Several threads may call one object: their forwards take turns, so memory stays that of one forward.
     Multi-scale inference, tiles and the CRF are as ``TEST.*`` of the config says.
 
     Example::
@@ -83,8 +83,8 @@ class Predictor:
             * ``sem_seg``: (H, W) uint8 class map (int64 beyond 256 classes).
             * ``logits``: (C, H, W) float32, before the CRF; left out without ``return_logits``.
             * ``annotation_prob`` (with ``annotation``): (C + 1, H, W) float32, probability that a pixel is
-              annotated as each class, and last "not annotated". One view; an image above ``TEST.TILE.ABOVE``
-              pixels is reduced to that for it.
+              annotated as each class, and last "not annotated". It comes from a single view; an image above
+              ``TEST.TILE.ABOVE`` pixels is first reduced to that size.
 
         Raises:
             BLPSegError: an image cannot be read or is of another kind.
@@ -99,7 +99,7 @@ class Predictor:
 
     def _predict(self, arrays: list[np.ndarray], annotation: bool) -> list[dict[str, np.ndarray]]:
         batch = [{"image": torch.from_numpy(array).permute(2, 0, 1)} for array in arrays]
-        # no_grad is of the thread, the lock is of the object.
+        # no_grad holds for this thread, the lock for the object.
         with self._lock, torch.no_grad():
             outputs = [output["sem_seg"].cpu() for output in self._inference(batch)]
             probabilities = [self._annotation(x["image"]) for x in batch] if annotation else None

@@ -1,7 +1,7 @@
 """Where is a model wrong? IoU by distance to scribble and boundary and by thickness; pictures of the extremes.
 
-Annotators scribble where a region is spacious (METHOD section 1). So what a model learns from scribbles is
-tested least where mIoU has most of its pixels; this report tells the rarely annotated places apart.
+Annotators scribble where a region is spacious (METHOD section 1). The places that they avoid hold few pixels, so mIoU
+hardly shows how good a model is there. This report scores them separately.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .sem_seg import read_ground_truth
 __all__ = ["ReportEvaluator", "annotation_rate", "mean_iou", "rare_confusion"]
 
 RARE_SHARE = 0.25  # of the pixels: the quartile that is annotated least
-ANNOTATION_IMAGES = 500  # training images looked at for how often places are annotated, evenly spaced
+ANNOTATION_IMAGES = 500  # training images, evenly spaced, that give the share of annotated pixels of each place
 NUMBERS_UP_TO = 25  # classes whose confusion matrix is still readable with numbers in it
 
 
@@ -68,8 +68,8 @@ def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes:
         num_classes: C.
 
     Returns:
-        (thickness bins, distance bins, C) float64. Where there is but little to count it tends to the class's
-        overall rate.
+        (thickness bins, distance bins, C) float64. Where few pixels are counted it
+        approaches the class's overall rate.
     """
     shape = (len(THICKNESS_EDGES), len(DISTANCE_EDGES), num_classes)
     annotated, total = np.zeros((2, *shape))
@@ -86,7 +86,7 @@ def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes:
 def rare_confusion(confusion: np.ndarray, rate: np.ndarray, share: float = RARE_SHARE) -> np.ndarray:
     """Confusion of each class's pixels in the places where that class is annotated least.
 
-    The share is taken of each class, so that the region is not merely the class that is scribbled least.
+    Each class contributes that share of its pixels; otherwise the region would be the class that is scribbled least.
 
     Args:
         confusion: (bins, C, C), [bin, prediction, label].
@@ -113,7 +113,7 @@ class ReportEvaluator(DatasetEvaluator):
       lie where that class is annotated least. A place is a bin of local thickness and boundary distance; its
       annotation probability is the share of annotated pixels among the class's pixels in such places of the
       training images that have both scribble and mask (``places.csv``). Without such images the places are ranked by
-      thickness x distance; ``summary.json`` says which. ``common_region_mIoU`` is that of the other pixels.
+      thickness x distance; ``summary.json`` says which. ``common_region_mIoU`` is the mIoU over the other pixels.
     * ``confusion.csv``, ``confusion.png``: rows are labels.
     * ``best_*.png``, ``worst_*.png``: the extremes by an image's own mIoU (over the classes in its mask).
 
@@ -146,7 +146,7 @@ class ReportEvaluator(DatasetEvaluator):
         self._extremes: list[tuple] = []  # (mIoU, record, prediction)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """As :meth:`SemSegEvaluator.process`, which is to come first: it checks the labels."""
+        """As :meth:`SemSegEvaluator.process`, which must run first because it checks the labels."""
         for x, output in zip(inputs, outputs, strict=True):
             prediction = class_map(output["sem_seg"]).cpu().numpy()
             label = read_ground_truth(
@@ -182,7 +182,7 @@ class ReportEvaluator(DatasetEvaluator):
         return ordered[: self._panels] + ordered[len(ordered) - self._panels :]
 
     def evaluate(self) -> dict | None:
-        """``{"report": {"rare_region_mIoU", "common_region_mIoU"}}`` in percent; None but on the main process."""
+        """``{"report": {"rare_region_mIoU", "common_region_mIoU"}}`` in percent; None in the other processes."""
         gathered = comm.gather((self._by_place, self._by_scribble, self._extremes))
         if not comm.is_main_process():
             return None

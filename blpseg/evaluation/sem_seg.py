@@ -132,7 +132,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             self._process_pixels(x, prediction, label)
 
     def _process_pixels(self, x: dict, prediction: np.ndarray, label: np.ndarray) -> None:
-        """What else is made of an image's (H, W) class map and checked label."""
+        """Further results of an image's (H, W) class map and checked label; subclasses add theirs."""
         if self._prediction_dir:
             path = os.path.join(self._prediction_dir, PurePath(x["file_name"]).stem + ".png")
             write_png_atomic(path, prediction, palette=self._colors)
@@ -169,10 +169,10 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
 
     def evaluate(self) -> OrderedDict | None:
         """``{"sem_seg": {"mIoU", "fwIoU", "IoU-<class>", ..., "mACC", "pACC", "ACC-<class>", ...}}``, percent;
-        None but on the main process. A class that no mask contains has NaN.
+        None in the other processes. A class that no mask contains has NaN.
 
         Raises:
-            BLPSegError: not a single labelled pixel was seen.
+            BLPSegError: no mask has a labelled pixel.
         """
         with np.errstate(invalid="ignore"):
             results = super().evaluate()

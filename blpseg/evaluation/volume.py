@@ -20,7 +20,7 @@ class VolumeEvaluator(SemSegEvaluator):
     """:class:`SemSegEvaluator` on the slices, and 3-D Dice and 95 % Hausdorff distance on the volumes.
 
     Slices with one ``volume_id`` (a patient's frame), in the order of ``slice_index``, are one volume. For
-    each volume and each class but the background, pixels with the ignore label left out of both,
+    each volume and each class except the background, without the pixels that have the ignore label,
 
     * Dice = 2 |A and B| / (|A| + |B|), percent. 0 where only one of prediction and mask holds the class; a
       class that neither holds is left out of the means.
@@ -68,7 +68,7 @@ class VolumeEvaluator(SemSegEvaluator):
             BLPSegError: slices of one volume differ in size.
         """
         results = super().evaluate()
-        # A volume's slices may have been shared out among processes.
+        # Several processes may have had slices of one volume.
         slices = itertools.chain(*comm.gather(self._slices))
         if results is None:
             return None
@@ -108,7 +108,7 @@ class VolumeEvaluator(SemSegEvaluator):
 
 
 def _mean(values: np.ndarray, axis: int | None = None):
-    """Mean of what is not NaN; NaN, without numpy's warning, where nothing is left."""
+    """Mean of the values that are not NaN; NaN, without numpy's warning, where there is none."""
     count = np.isfinite(values).sum(axis=axis)
     total = np.nansum(values, axis=axis)
     mean = np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
