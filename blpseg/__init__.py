@@ -8,6 +8,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING
 
+from .utils.detectron2_fixes import let_evaluator_copy
 from .utils.imports import when_imported
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", 
 
 when_imported("detectron2.modeling", lambda: importlib.import_module("blpseg.modeling"))
 when_imported("detectron2.data", lambda: importlib.import_module("blpseg.data.datasets"))
+when_imported("detectron2.evaluation.sem_seg_evaluation", let_evaluator_copy)
 
 
 def get_cfg(config_file="", opts=()):

@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Train and evaluate a model: one way for one process, several GPUs, several machines."""
 
-import argparse
-import signal
-
-# Until the run has set up its own handling, Ctrl-C ends this process without a traceback of the imports below.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from blpseg.utils.cli import add_debug_flag, run_command  # noqa: E402
+from blpseg import engine, get_cfg
+from blpseg.engine.interrupt import STOP
+from blpseg.utils.cli import run_command
+from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """
 examples:
@@ -22,43 +19,47 @@ examples:
   torchrun starts the processes instead:
     torchrun --nproc-per-node 8 tools/train_net.py --config-file C
 
-exit status: 0 done; 1 an error, told in one line; 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
-docs/TRAINING.md tells more.
+exit status: 0 done; 1 an error, reported in one line; 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
+docs/TRAINING.md says more. To change the model, the data or the evaluation, copy this file and override a build_*
+method of Trainer (docs/EXTENDING.md).
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("--config-file", default="", metavar="FILE", help="YAML config (default: none)")
-    p.add_argument("--resume", action="store_true", help="continue from the newest readable checkpoint in OUTPUT_DIR")
-    p.add_argument("--overwrite", action="store_true", help="delete the checkpoints and metrics that OUTPUT_DIR holds")
-    p.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST, no training")
-    p.add_argument("--replay", default="", metavar="DUMP", help="repeat the step of a dump_*.pth that NaN left")
-    p.add_argument(
-        "--trust-checkpoint", action="store_true", help="read weights with plain pickle, which can run code they carry"
-    )
-    p.add_argument(
-        "--num-gpus",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on this machine: one a GPU, or on the CPU (default 1)",
-    )
-    p.add_argument("--num-machines", type=int, default=1, metavar="M", help="machines (default 1)")
-    p.add_argument("--machine-rank", type=int, default=0, metavar="R", help="this machine's number, 0..M-1")
-    p.add_argument("--dist-url", default="auto", metavar="URL", help="tcp://HOST0:PORT (default: a free local port)")
-    p.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
-    return add_debug_flag(p)
+def parser():
+    return engine.argument_parser(__doc__, EXAMPLES)
 
 
-def main() -> int:
+def setup(args):
+    """The config of the command line. For keys of your own: ``get_cfg()``, add them, then merge file and options."""
+    return get_cfg(args.config_file, args.opts)
+
+
+def evaluate(cfg, args):
+    if not cfg.DATASETS.TEST:
+        raise BLPSegError("config: DATASETS.TEST is empty; name a data set to evaluate on")
+    model = engine.Trainer.build_model(cfg)
+    engine.load_trained(cfg, model, resume=args.resume, trust=args.trust_checkpoint)
+    return engine.Trainer.test(cfg, model)
+
+
+def work(cfg, args):
+    """What each process does."""
+    engine.default_setup(cfg, args)
+    if args.replay:
+        return engine.replay(args.replay, cfg.MODEL.DEVICE)
+    if args.eval_only:
+        return evaluate(cfg, args)
+    trainer = engine.Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume, trust=args.trust_checkpoint)
+    return trainer.train()
+
+
+def main():
+    STOP.install()  # a signal while PyTorch is imported ends the run with a line too
     args = parser().parse_intermixed_args()
-
-    from blpseg.engine import run
-
-    return run(args)
+    cfg = setup(args)  # mistakes in it are reported before any process starts
+    processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    return engine.launch(work, *processes, args=(cfg, args), device=cfg.MODEL.DEVICE)
 
 
 if __name__ == "__main__":

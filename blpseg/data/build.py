@@ -166,16 +166,21 @@ class _RunBatches(torch.utils.data.Sampler):
     """Positions of this process's slice of every batch, from an iteration on, without end."""
 
     def __init__(self, batch: int, world_size: int, rank: int, start_iter: int):
-        self._batch, self._share, self._rank, self._start = batch, batch // world_size, rank, start_iter
+        self._batch, self._share, self._rank = batch, batch // world_size, rank
+        self.start_iter = start_iter
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self._start * self._batch + self._rank * self._share
+        first = self.start_iter * self._batch + self._rank * self._share
         while True:
             yield list(range(first, first + self._share))
             first += self._batch
 
 
 class _Loader(torch.utils.data.DataLoader):
+    def start_at(self, iteration: int) -> None:
+        """The next iterator of a training loader delivers the batches from ``iteration`` on."""
+        self.batch_sampler.start_iter = iteration
+
     def __iter__(self) -> Iterator[list[dict]]:
         batches = super().__iter__()
         while True:

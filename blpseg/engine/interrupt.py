@@ -6,9 +6,10 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 
-__all__ = ["StopRequest"]
+__all__ = ["SIGNALS", "STOP", "StopRequest"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 3.0  # a terminal's Ctrl-C reaches a child twice, once through its parent; a person's second is later
@@ -27,11 +28,17 @@ class StopRequest:
         self._process = None
         self._since = 0.0
 
-    def install(self) -> StopRequest:
+    def install(self) -> None:
+        """From the main thread; elsewhere signals are left as they are."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         self._process = os.getpid()
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
-        return self
+
+    @property
+    def installed(self) -> bool:
+        return self._process == os.getpid()
 
     @property
     def status(self) -> int:
@@ -63,3 +70,6 @@ class StopRequest:
             yield
         finally:
             self._deferred = before
+
+
+STOP = StopRequest()  # of this process: signals are per process too

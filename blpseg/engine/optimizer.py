@@ -9,7 +9,7 @@ from torch import nn
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["build_optimizer", "clip_gradients", "gradient_norm"]
+__all__ = ["build_optimizer", "gradient_norm"]
 
 # Learnt positions and tokens, as Detectron2 and timm call them.
 NEVER_DECAYED = (
@@ -19,7 +19,7 @@ NEVER_DECAYED = (
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """``SOLVER.OPTIMIZER`` over ``model``'s parameters (METHOD section 6: AdamW).
+    """``SOLVER.OPTIMIZER`` over ``model``'s parameters (docs/METHOD.md: AdamW), with ``SOLVER.CLIP_GRADIENTS``.
 
     ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and
     biases; None, the default here, treats them as every other weight. Positions and tokens of transformers never
@@ -27,7 +27,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times.
 
     Raises:
-        BLPSegError: nothing to train, an unknown optimiser, or a factor that is not positive.
+        BLPSegError: nothing to train, an unknown optimiser or kind of clipping, or a factor that is not positive.
     """
     solver = cfg.SOLVER
     factors = {
@@ -52,10 +52,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if solver.OPTIMIZER == "AdamW":
         # One pass over the weights instead of a dozen: a sixth of the time on a CPU, the same numbers to rounding.
         fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-        return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused)
-    if solver.OPTIMIZER == "SGD":
-        return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
-    raise BLPSegError(f"config: SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; AdamW and SGD are there")
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY, fused=fused)
+    elif solver.OPTIMIZER == "SGD":
+        optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    else:
+        raise BLPSegError(f"config: SOLVER.OPTIMIZER {solver.OPTIMIZER!r} is unknown; AdamW and SGD are there")
+    if solver.CLIP_GRADIENTS.ENABLED:
+        _clip_before_steps(optimizer, solver.CLIP_GRADIENTS)
+    return optimizer
 
 
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
@@ -64,20 +68,20 @@ def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
-def clip_gradients(clip: CfgNode, parameters: list[nn.Parameter]) -> None:
-    """Clip in place as ``SOLVER.CLIP_GRADIENTS`` says.
+def _clip_before_steps(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
+    """CLIP_TYPE ``value`` and ``norm`` act on each parameter by itself, as in Detectron2; ``full_model`` bounds the
+    norm over all of them (Mask2Former's name)."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if clip.CLIP_TYPE not in ("value", "norm", "full_model"):
+        raise BLPSegError(
+            f"config: SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r} is unknown; value, norm and full_model exist"
+        )
 
-    CLIP_TYPE ``value`` and ``norm`` act on each parameter by itself, as in Detectron2; ``full_model`` bounds the
-    norm over all of them (the name Mask R-CNN's successors use).
-    """
-    if not clip.ENABLED:
-        return
-    if clip.CLIP_TYPE == "full_model":
-        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
-    elif clip.CLIP_TYPE == "norm":
-        for parameter in parameters:
-            nn.utils.clip_grad_norm_(parameter, clip.CLIP_VALUE, clip.NORM_TYPE)
-    elif clip.CLIP_TYPE == "value":
-        nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
-    else:
-        raise BLPSegError(f"config: SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clip.CLIP_TYPE!r}: value, norm, full_model exist")
+    def clip_gradients(*_) -> None:
+        if clip.CLIP_TYPE == "value":
+            nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+        else:
+            for group in [parameters] if clip.CLIP_TYPE == "full_model" else [[p] for p in parameters]:
+                nn.utils.clip_grad_norm_(group, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_gradients)

@@ -11,14 +11,18 @@ import sys
 
 import yaml
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import Checkpointer, write_atomic
 from ..config import flatten
 from ..utils.errors import BLPSegError, debug_enabled
+from .agreement import on_main
 
-__all__ = ["OutputDir", "changed_keys", "setup_logging"]
+__all__ = ["changed_keys", "claim_output_dir", "release_output_dir", "setup_logging", "start_records"]
+
+LOGGERS = ("blpseg", "detectron2", "fvcore")
 
 # Keys that change where and how fast a run goes, not what it computes.
 HARMLESS = re.compile(
@@ -36,77 +40,99 @@ def changed_keys(before: str, cfg: CfgNode) -> list[str]:
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if not (k == "SEED" and new[k] < 0)]
 
 
-class OutputDir:
-    """``cfg.OUTPUT_DIR`` for the time of a training run; only the main process holds one."""
+_locks: dict[str, object] = {}  # claimed folders of this process; a lock lasts as long as its file is open
 
-    def __init__(self, cfg: CfgNode):
-        self.path = cfg.OUTPUT_DIR
-        self.cfg = cfg
-        self._lock = None
 
-    def __truediv__(self, name: str) -> str:
-        return os.path.join(self.path, name)
+def claim_output_dir(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False) -> bool:
+    """Make ``cfg.OUTPUT_DIR``, lock it for this run, see that no other results are in the way, and log to it.
 
-    def claim(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the folder, lock it and see that no other experiment's results are in the way.
+    Every process of the run must call it.
 
-        Raises:
-            BLPSegError: another process trains in it; or it holds results and neither ``resume`` nor ``overwrite``
-                was asked for.
-        """
-        PathManager.mkdirs(self.path)
-        self._acquire_lock()
-        checkpoints = Checkpointer(self.path, 1)
-        checkpoints.remove_temporary_files()
-        if resume:
-            return
-        if overwrite:
-            for name in PathManager.ls(self.path):
-                if OURS.fullmatch(name):
-                    PathManager.rm(self / name)
-            return
-        stored = self._read("config.yaml")
-        changed = changed_keys(stored, self.cfg) if stored else []
-        iterations = checkpoints.iterations()
-        ways = "choose another OUTPUT_DIR, or replace it with --overwrite"
-        if changed and (iterations or self._read("metrics.json")):
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise BLPSegError(f"{self.path}: holds another experiment ({'; '.join(changed[:3])}{more}); {ways}")
-        if iterations:
-            raise BLPSegError(
-                f"{self.path}: holds checkpoints of this experiment up to iteration {iterations[0]}; go on with "
-                f"--resume, {ways}"
-            )
+    Args:
+        cfg: of the run.
+        resume: results of this experiment are to be continued.
+        overwrite: results that are there are to be deleted.
 
-    def start(self, iteration: int) -> None:
-        """Store the config, and drop the lines of metrics.json that a resumed run will write again."""
-        write_atomic(self / "config.yaml", lambda file: file.write(self.cfg.dump().encode()))
-        lines = self._read("metrics.json").splitlines(keepends=True)
-        kept = [line for line in lines if _iteration(line) < iteration]
-        if kept != lines:
-            write_atomic(self / "metrics.json", lambda file: file.write("".join(kept).encode()))
+    Returns:
+        False when this run has claimed the folder before; then nothing is done.
 
-    def _read(self, name: str) -> str:
-        if not PathManager.isfile(self / name):
-            return ""
-        with PathManager.open(self / name, "r") as file:
-            return file.read()
+    Raises:
+        BLPSegError: another process trains in the folder; or it holds results and neither ``resume`` nor
+            ``overwrite`` was asked for.
+    """
+    path = cfg.OUTPUT_DIR
+    if path in _locks:
+        return False
+    _locks[path] = on_main(lambda: _claim(cfg, path, resume, overwrite))
+    setup_logging(path, comm.get_rank())
+    return True
 
-    def _acquire_lock(self) -> None:
-        if "://" in self.path:
-            return
-        handle = open(self / ".lock", "a+")
-        try:
-            # lockf, not flock: forked loader workers do not inherit it, and a killed process lets go of it.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BLPSegError(
-                f"{self.path}: another process trains in it right now; wait for it, end it, or choose another "
-                "OUTPUT_DIR"
-            ) from None
-        except OSError:
-            return  # a file system without locks
-        self._lock = handle
+
+def release_output_dir(path: str) -> None:
+    """Let other runs claim the folder."""
+    handle = _locks.pop(path, None)
+    if handle is not None:
+        handle.close()
+
+
+def _claim(cfg: CfgNode, path: str, resume: bool, overwrite: bool):
+    PathManager.mkdirs(path)
+    handle = _lock(path)
+    checkpoints = Checkpointer(path, 1)
+    checkpoints.remove_temporary_files()
+    if overwrite and not resume:
+        for name in PathManager.ls(path):
+            if OURS.fullmatch(name):
+                PathManager.rm(os.path.join(path, name))
+    elif not resume:
+        _refuse_results(cfg, path, checkpoints.iterations())
+    return handle
+
+
+def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:
+    stored = _read(path, "config.yaml")
+    changed = changed_keys(stored, cfg) if stored else []
+    ways = "choose another OUTPUT_DIR, or replace it with --overwrite"
+    if changed and (iterations or _read(path, "metrics.json")):
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise BLPSegError(f"{path}: holds another experiment ({'; '.join(changed[:3])}{more}); {ways}")
+    if iterations:
+        raise BLPSegError(
+            f"{path}: holds checkpoints of this experiment up to iteration {iterations[0]}; go on with --resume, {ways}"
+        )
+
+
+def _lock(path: str):
+    """An open file that holds the folder's lock; None where there are no locks."""
+    if "://" in path:
+        return None
+    handle = open(os.path.join(path, ".lock"), "a+")
+    try:
+        # lockf, not flock: forked loader workers do not inherit it, and a killed process lets go of it.
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BLPSegError(
+            f"{path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
+        ) from None
+    except OSError:  # a file system without locks
+        return None
+    return handle
+
+
+def start_records(path: str, config_text: str, iteration: int) -> None:
+    """Store the config, and drop the lines of metrics.json that a run from ``iteration`` on will write again."""
+    write_atomic(os.path.join(path, "config.yaml"), lambda file: file.write(config_text.encode()))
+    lines = _read(path, "metrics.json").splitlines(keepends=True)
+    kept = [line for line in lines if _iteration(line) < iteration]
+    if kept != lines:
+        write_atomic(os.path.join(path, "metrics.json"), lambda file: file.write("".join(kept).encode()))
+
+
+def _read(path: str, name: str) -> str:
+    if not PathManager.isfile(os.path.join(path, name)):
+        return ""
+    with PathManager.open(os.path.join(path, name), "r") as file:
+        return file.read()
 
 
 def _iteration(line: str) -> float:
@@ -130,14 +156,14 @@ class _StrictStreamHandler(logging.StreamHandler):
         raise error
 
 
-def setup_logging(output_dir: str, rank: int) -> None:
-    """Log to stdout (rank 0) and to ``output_dir``/log.txt (``log.txt.rank1`` ... for the others), as "
-    "Detectron2 does."""
+def setup_logging(output_dir: str = "", rank: int = 0) -> None:
+    """Log to stdout (rank 0), and to ``output_dir``/log.txt (``log.txt.rank1`` ... for the others) if it is given, as
+    Detectron2 does."""
     color = sys.stdout.isatty()
-    for name in ("blpseg", "detectron2", "fvcore"):
+    for name in LOGGERS:
         setup_logger(None, rank, color=color, name=name)
     logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)  # how it stores the list of records
-    # A full disk under a redirected stdout must not print a traceback a line; log.txt below tells of it.
+    # A full disk under a redirected stdout must not print a traceback a line; log.txt below reports it.
     logging.raiseExceptions = debug_enabled()
     if not output_dir:
         return
@@ -145,5 +171,7 @@ def setup_logging(output_dir: str, rank: int) -> None:
     path = os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
     handler = _StrictStreamHandler(path)
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))
-    for name in ("blpseg", "detectron2", "fvcore"):
+    for name in LOGGERS:
+        for earlier in [h for h in logging.getLogger(name).handlers if isinstance(h, _StrictStreamHandler)]:
+            logging.getLogger(name).removeHandler(earlier)  # of an earlier run of this process
         logging.getLogger(name).addHandler(handler)

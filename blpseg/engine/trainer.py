@@ -1,344 +1,291 @@
-"""The training loop: Detectron2's hooks and event storage around a step that can be stopped, repeated and replayed."""
+"""Detectron2's DefaultTrainer for BLPSeg: the same names to override, around a run that nothing can spoil."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
-import math
-import signal
-import time
-from collections.abc import Iterator
+import sys
+from collections import OrderedDict
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.engine import TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's norms
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import provenance
+from ..checkpoint import Checkpointer, load_weights
+from ..data.build import build_test_loader, build_train_loader
+from ..data.datasets import register_folder
+from ..evaluation import build_evaluator, evaluate
 from ..utils.errors import BLPSegError
-from .failures import Diagnosis, loader_error, save_dump
-from .interrupt import StopRequest
-from .launch import PeerFailure
-from .optimizer import build_optimizer, clip_gradients, gradient_norm
+from .agreement import on_main
+from .checkpoint_and_evaluate import CheckpointAndEvaluate
+from .defaults import announce, choose_device
+from .interrupt import STOP
+from .optimizer import build_optimizer
+from .output_dir import claim_output_dir, release_output_dir, setup_logging, start_records
+from .resume import find_checkpoint, load_state
+from .step import StopTraining, TrainingStep
+from .watch import WatchImages
+from .writers import Writers, default_writers
 
-__all__ = ["Trainer", "autocast_dtype", "seed_step"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
-# Steps in a row that a gradient scaler may skip. It halves its scale at each, so by then nothing overflows: it is NaN.
-MOST_SKIPPED_STEPS = 50
 
+class Trainer(DefaultTrainer):
+    """Trains and evaluates by config. Override its ``build_*`` methods as those of Detectron2's ``DefaultTrainer``.
 
-def seed_step(seed: int, iteration: int, rank: int) -> None:
-    """Make the random numbers of a step a function of (seed, iteration, rank) alone.
+    What it adds: a run resumed after a kill at any moment ends with the weights of an undisturbed one; SIGTERM and
+    Ctrl-C save first; several processes, also on the CPU, and parts of a batch compute what one process computes at
+    once; a step that is not finite never reaches the weights.
 
-    A resumed run then draws what an undisturbed one would, whatever was drawn (or not) in between by an
-    evaluation or by starting loader workers; no generator's state has to be stored.
-    """
-    torch.manual_seed(int(np.random.SeedSequence((seed, iteration, rank)).generate_state(1, np.uint64)[0]))
+    Example::
 
-
-def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision on ``device`` by ``SOLVER.AMP``; None for float32 throughout."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("float16", "bfloat16"):
-        raise BLPSegError(f"config: SOLVER.AMP.DTYPE {name!r} is not float16 or bfloat16")
-    if device.type != "cpu":
-        return getattr(torch, name)
-    if name == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.bfloat16
-    logger.info(f"mixed precision with {name} is not for this CPU: training in float32")
-    return None
-
-
-class Trainer(TrainerBase):
-    """Trains a meta-architecture by config. Hooks are Detectron2's (:meth:`register_hooks`).
-
-    Detectron2 counterpart: :class:`detectron2.engine.DefaultTrainer` with ``SimpleTrainer`` or ``AMPTrainer``.
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
 
     Attributes:
-        model: the network, not wrapped.
+        cfg: frozen, with the SEED that was drawn for SEED -1 and the device that is there.
+        model: the network, not wrapped in DistributedDataParallel.
         optimizer, scheduler, scaler: its optimiser, learning rate schedule and gradient scaler.
-        batch: the images of the step under way, of this process.
+        data_loader: made when it is first asked for.
     """
 
-    def __init__(self, cfg: CfgNode, stop: StopRequest):
+    def __init__(self, cfg: CfgNode):
         """
-        Args:
-            cfg: SEED must be set (>= 0) and the same in every process.
-            stop: where a signal asks the run to end.
-
         Raises:
             BLPSegError: settings that cannot work.
         """
-        super().__init__()
-        self.cfg = cfg
-        self._config_text = cfg.dump()  # a third of a second
-        self.stop = stop
-        self.rank, self.world_size = comm.get_rank(), comm.get_world_size()
-        self.images_per_process = _images_per_process(cfg, self.world_size)
-        seed_all_rng(cfg.SEED)
-        self.model = build_model(cfg)
-        self.device = torch.device(cfg.MODEL.DEVICE)
-        if self.world_size > 1 and self.device.type == "cuda":
-            self.model = convert_sync_batchnorm(self.model)
-        if cfg.SOLVER.CHANNELS_LAST:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.model.train()
-        self.optimizer = build_optimizer(cfg, self.model)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
-        self.dtype = autocast_dtype(cfg, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        TrainerBase.__init__(self)  # DefaultTrainer's own wraps the model for GPUs and starts the loader at once
+        if not logging.getLogger("blpseg").isEnabledFor(logging.INFO):
+            setup_logging(rank=comm.get_rank())
+        self._wanted_device, self._wanted_seed = cfg.MODEL.DEVICE, cfg.SEED
+        self.cfg = cfg = _completed(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.batch: list[dict] = []
-        self.data_loader = None
-        self._batches: Iterator[list[dict]] | None = None
-        self._parallel: nn.Module = self.model
-        self._votes = None
-        self._skipped = 0  # steps in a row, for a gradient that was not finite
+        if self.max_iter < 1:
+            raise BLPSegError(f"config: SOLVER.MAX_ITER {self.max_iter} must be at least 1")
+        register_folder(cfg)
+        seed_all_rng(cfg.SEED)
+        model = self.build_model(cfg)
+        if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cuda":
+            model = convert_sync_batchnorm(model)
+        if cfg.SOLVER.CHANNELS_LAST:
+            model = model.to(memory_format=torch.channels_last)
+        self._trainer = TrainingStep(cfg, model, self.build_optimizer(cfg, model), STOP)
+        self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        self.checkpointer = Checkpointer(cfg.OUTPUT_DIR, cfg.OUTPUT.KEEP_CHECKPOINTS)
+        self._last_eval_results: dict = {}
+        self.register_hooks(self.build_hooks())
 
-    # ------------------------------------------------------------------------------------------------- state
-    def state(self) -> dict:
-        """Everything that a run continues from, and what one needs to know about it: plain containers and tensors."""
-        names = self.cfg.DATASETS.TRAIN or self.cfg.DATASETS.TEST
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "iteration": self.iter,
-            "seed": self.cfg.SEED,
-            "world_size": self.world_size,
-            "config": self._config_text,
-            "class_names": list(MetadataCatalog.get(names[0]).get("stuff_classes", [])) if names else [],
-            "versions": provenance(),
-        }
+    # ---------------------------------------------------------------------------------------- parts to override
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The meta-architecture ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``."""
+        return build_model(cfg)
 
-    def load_state(self, state: dict, path: str) -> None:
-        """Continue after ``state["iteration"]``. The config, not the checkpoint, sets learning rate and decay.
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`blpseg.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """``SOLVER.LR_SCHEDULER_NAME``: Detectron2's schedules and DeepLab's ``WarmupPolyLR``. A step an iteration;
+        a resumed run repeats those steps."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        """Batches of this process, an endless iterable. One that resumes exactly has a method
+        ``start_at(iteration)``, as :func:`blpseg.data.build.build_train_loader`'s has."""
+        return build_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """See :func:`blpseg.data.build.build_test_loader`."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """See :func:`blpseg.evaluation.build_evaluator`; Detectron2's evaluators work as well."""
+        return build_evaluator(cfg, dataset_name)
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Schedule, pictures, writers, checkpoints and evaluations, in this order; append your own."""
+        cfg = self.cfg
+        writers = Writers(lambda: self.build_writers(), cfg.OUTPUT.LOG_PERIOD)
+        pictures = comm.is_main_process() and cfg.OUTPUT.PANEL_PERIOD > 0 and cfg.OUTPUT.PANEL_IMAGES > 0
+        return [
+            hooks.LRScheduler(),
+            WatchImages(cfg) if pictures else None,
+            writers,
+            CheckpointAndEvaluate(self.checkpointer, self._evaluate, writers.write_scalars),
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Called in the main process when training starts."""
+        return default_writers(self.cfg, self.start_iter)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """Evaluate ``model`` on every data set of ``DATASETS.TEST``, see :func:`blpseg.evaluation.evaluate`.
+
+        Args:
+            cfg: a complete config.
+            model: with the weights to evaluate; its mode is restored.
+            evaluators: one, or one a data set; None for those of :meth:`build_evaluator`.
+
+        Returns:
+            ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for several; empty but
+            on the main process.
+        """
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise BLPSegError(f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST")
+        given = dict(zip(names, evaluators or [], strict=False))
+        # Trying algorithms out pays in training, where sizes stay the same.
+        benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+        try:
+            return evaluate(
+                cfg,
+                model,
+                build_loader=cls.build_test_loader,
+                build_evaluator=lambda cfg, name: given.get(name) or cls.build_evaluator(cfg, name),
+            )
+        finally:
+            torch.backends.cudnn.benchmark = benchmark
+
+    # ------------------------------------------------------------------------------------------------- the run
+    def resume_or_load(self, resume: bool = True, *, trust: bool = False) -> None:
+        """Continue from the newest readable checkpoint in OUTPUT_DIR, or start from ``MODEL.WEIGHTS``.
+
+        Args:
+            resume: whether to look for a checkpoint; without one training starts.
+            trust: read files with plain pickle, see :func:`blpseg.checkpoint.load_file`.
 
         Raises:
-            BLPSegError: the state is of another model.
+            BLPSegError: OUTPUT_DIR holds results and ``resume`` is False, or the file does not fit the model.
         """
+        self._claim(resume)
+        cfg = self.cfg
+        found = find_checkpoint(self.checkpointer, trust=trust) if resume else None
+        if found:
+            path, state = found
+            if self._wanted_seed < 0:
+                cfg.defrost()
+                cfg.SEED = state["seed"]
+                cfg.freeze()
+            load_state(self, state, path)
+        elif cfg.MODEL.WEIGHTS:
+            other_classes = cfg.SOLVER.FINETUNE_OTHER_CLASSES
+            load_weights(self.model, cfg.MODEL.WEIGHTS, complete=False, other_classes=other_classes, trust=trust)
+
+    def train(self) -> dict:
+        """Run the iterations that are left.
+
+        Returns:
+            the last evaluation's results, in the main process.
+
+        Raises:
+            SystemExit: status 128 + signal, after SIGTERM or Ctrl-C; the state is saved.
+            BLPSegError: a batch cannot be read, memory ran out, or a step is not finite.
+        """
+        if not STOP.installed:
+            STOP.install()
+        self._claim(resume=False)
         try:
-            self.model.load_state_dict(state["model"])
-            own = self.optimizer.state_dict()
-            counts = [[len(g["params"]) for g in s["param_groups"]] for s in (own, state["optimizer"])]
-            if counts[0] != counts[1]:
-                raise ValueError("the optimiser has other parameter groups")
-            self.optimizer.load_state_dict({**own, "state": state["optimizer"]["state"]})
-            if self.scaler.is_enabled() and state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise BLPSegError(
-                f"{path}: does not fit this config ({str(error).splitlines()[-1].strip()}); resume with the "
-                "config it was "
-                "made with (config.yaml beside it), or train anew in another OUTPUT_DIR"
-            ) from error
-        self.start_iter = state["iteration"] + 1
-        # Schedules here are functions of the iteration, so a longer MAX_ITER takes effect too.
-        self.scheduler.last_epoch = self.start_iter
-        if self.start_iter < self.max_iter:
-            for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
-                group["lr"] = lr
-        if state["world_size"] != self.world_size:
-            logger.warning(
-                f"{path} is of {state['world_size']} process(es), this run has {self.world_size}: it continues, "
-                "but not "
-                "number for number"
-            )
+            self._run()
+        finally:
+            release_output_dir(self.cfg.OUTPUT_DIR)
+        if STOP.signum and self.iter + 1 < self.max_iter:
+            if comm.is_main_process():
+                words = f"interrupted after iteration {self.iter}: saved in {self.cfg.OUTPUT_DIR}; go on with --resume"
+                print(words, file=sys.stderr, flush=True)
+            raise SystemExit(STOP.status)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
-    # -------------------------------------------------------------------------------------------------- loop
-    def build_train_loader(self, start_iter: int):
-        """Batches of this process from iteration ``start_iter`` on; override for other data."""
-        from ..data.build import build_train_loader
+    def _claim(self, resume: bool) -> None:
+        if claim_output_dir(self.cfg, resume=resume):
+            announce(self._wanted_device, self.cfg.MODEL.DEVICE)
 
-        return build_train_loader(self.cfg, start_iter=start_iter)
-
-    def train(self) -> bool:
-        """Run the iterations that are left; False if a signal ended it before the last one."""
+    def _run(self) -> None:
+        torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
+        on_main(lambda: start_records(self.cfg.OUTPUT_DIR, self.config_text, self.start_iter))
         if self.cfg.SOLVER.COMPILE:
             for module in (self.model.backbone, getattr(self.model.sem_seg_head, "pixel_decoder", None)):
                 if module is not None:
                     module.compile()
-        if self.world_size > 1:
-            gpus = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-            # Running statistics differ between processes with plain batch norm; rank 0's count (sync_buffers).
-            self._parallel = DistributedDataParallel(self.model, device_ids=gpus, broadcast_buffers=False)
-            self._votes = dist.new_group(backend="gloo")
+        self._trainer.connect()
         self.iter = self.start_iter
-        with EventStorage(self.start_iter) as self.storage, self.stop.deferred():
+        with EventStorage(self.start_iter) as self.storage, STOP.deferred():
             try:
                 if self.start_iter < self.max_iter:
-                    self.data_loader = self.build_train_loader(self.start_iter)
-                    self._batches = iter(self.data_loader)
+                    self._start_loader()
                 self.before_train()
                 for iteration in range(self.start_iter, self.max_iter):
                     self.iter = iteration
                     self.before_step()
-                    if not self.run_step():
-                        self.iter -= 1  # the last one that is done
-                        break
+                    self.run_step()
                     self.after_step()
+            except StopTraining:
+                self.iter -= 1  # the last one that is done
             finally:
                 self.after_train()
-        return not self.stop.signum or self.iter + 1 >= self.max_iter
 
-    def run_step(self) -> bool:
-        """One optimiser step; False if the processes agreed to stop before it."""
-        start = time.perf_counter()
-        error = None
-        try:
-            if not self.stop.signum:
-                self.batch = next(self._batches)
-                # The handler that torch sets with the first batch raises for a dead loader worker wherever this
-                # process is, mid-step too; the loader itself finds out, within 5 s, at the next batch.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        except Exception as caught:
-            error = caught
-        data_time = time.perf_counter() - start
-        parts = [] if error or self.stop.signum else _split(self.batch, self.cfg.SOLVER.ACCUMULATION_STEPS)
-        weights = [self._loss_weights(part) for part in parts]
-        go, totals = self._agree(error, weights)
-        if not go:
-            return False
-
-        seed_step(self.cfg.SEED, self.iter, self.rank)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses: dict[str, torch.Tensor] = {}
-        with Diagnosis(self.cfg, self.images_per_process):
-            for k, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-                quiet = self.world_size > 1 and k < len(parts) - 1  # gradients travel once, with the last part
-                with self._parallel.no_sync() if quiet else contextlib.nullcontext():
-                    with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                        part_losses = self._parallel(part)
-                    # Each loss is a mean over something; its share of the whole batch's mean, times the number of
-                    # processes since their gradients are averaged.
-                    for name, loss in part_losses.items():
-                        key = name if name in weight else "images"
-                        part_losses[name] = loss * (self.world_size * weight[key] / totals[key])
-                    self.scaler.scale(sum(part_losses.values())).backward()
-                for name, loss in part_losses.items():
-                    losses[name] = losses.get(name, 0) + loss.detach()
-            self.scaler.unscale_(self.optimizer)
-            norm = gradient_norm(self.parameters)
-            names = [*losses, "grad_norm"]
-            # The step's one wait for the GPU, while all of its work is queued.
-            values = torch.stack([*(loss.double() for loss in losses.values()), norm.double()]).tolist()
-            metrics = self._check_finite(dict(zip(names, values, strict=True)))
-            clip_gradients(self.cfg.SOLVER.CLIP_GRADIENTS, self.parameters)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-
-        self.storage.put_scalars(
-            total_loss=sum(v for k, v in metrics.items() if k != "grad_norm"),
-            **{k: v for k, v in metrics.items() if math.isfinite(v)},
-            data_time=data_time,
-            time=time.perf_counter() - start,
-        )
-        self.storage.put_scalar("lr", self.optimizer.param_groups[0]["lr"], smoothing_hint=False)
-        if self.iter + 1 < self.max_iter:
-            self.scheduler.step()
-        return True
-
-    def _loss_weights(self, part: list[dict]) -> dict[str, float]:
-        """How much each loss of ``part`` counts in the mean over a larger batch; "images" for losses without a say."""
-        weights = {"images": float(len(part))}
-        if hasattr(self.model, "loss_weights") and (self.world_size > 1 or len(part) < len(self.batch)):
-            weights.update(self.model.loss_weights(part))
-        return weights
-
-    def _agree(self, error: Exception | None, weights: list[dict[str, float]]) -> tuple[bool, dict[str, float]]:
-        """Whether every process has a batch and nobody was asked to stop; and the sums of the loss weights."""
-        stop, failed = self.stop.signum, error is not None
-        if self.world_size > 1:
-            votes = torch.tensor([stop, failed])
-            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._votes)
-            stop, failed = votes.tolist()
-        if stop:
-            self.stop.signum = stop  # a loader worker that the same signal ended is no failure
-            return False, {}
-        if error is not None:
-            raise loader_error(error) from error
-        if failed:
-            raise PeerFailure("another process of this run has no batch; its message tells why")
-        totals = {name: sum(weight[name] for weight in weights) for name in weights[0]}
-        if self.world_size > 1:
-            vector = torch.tensor(list(totals.values()), dtype=torch.float64)
-            dist.all_reduce(vector, group=self._votes)
-            totals = dict(zip(totals, vector.tolist(), strict=True))
-        return True, {name: max(total, 1e-30) for name, total in totals.items()}
-
-    def _check_finite(self, values: dict[str, float]) -> dict[str, float]:
-        """Losses averaged over the processes.
-
-        Raises:
-            BLPSegError: a loss or a gradient is NaN or infinite, the latter in more steps in a row than a gradient
-                scaler copes with. The weights are still those from before the step, and a dump of it lies in the
-                output directory.
-        """
-        losses = {k: v for k, v in values.items() if k != "grad_norm"}
-        culprits = [k for k, v in losses.items() if not math.isfinite(v)]
-        self._skipped = 0 if math.isfinite(values["grad_norm"]) else self._skipped + 1
-        if not culprits and self._skipped > (MOST_SKIPPED_STEPS if self.scaler.is_enabled() else 0):
-            culprits = ["the gradient"]
-        anywhere = bool(culprits)
-        if self.world_size > 1:
-            vector = torch.tensor([float(anywhere), *losses.values()], dtype=torch.float64)
-            dist.all_reduce(vector, group=self._votes)
-            anywhere = bool(vector[0])
-            means = (vector[1:] / self.world_size).tolist()
-            values = {**dict(zip(losses, means, strict=True)), "grad_norm": values["grad_norm"]}
-        if culprits:
-            path = save_dump(self, culprits)
-            files = ", ".join(str(x.get("file_name", "?")) for x in self.batch)
-            raise BLPSegError(
-                f"iteration {self.iter}: {' and '.join(culprits)} became NaN or infinite on {files}; weights and "
-                "batch are in "
-                f"{path}, repeat the step with --replay {path}"
+    def _start_loader(self) -> None:
+        loader = self.data_loader
+        if hasattr(loader, "start_at"):
+            loader.start_at(self.start_iter)
+        elif self.start_iter:
+            logger.warning(
+                f"{type(loader).__name__} has no start_at(iteration): training goes on, but with other batches than an "
+                "uninterrupted run"
             )
-        if anywhere:
-            raise PeerFailure(f"iteration {self.iter}: a loss became NaN or infinite in another process")
-        return values
+
+    @property
+    def data_loader(self):
+        if self._trainer.data_loader is None:
+            self._trainer.data_loader = self.build_train_loader(self.cfg)
+        return self._trainer.data_loader
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        return self._trainer.scaler
+
+    @functools.cached_property
+    def config_text(self) -> str:
+        """The config as YAML; making it takes a third of a second."""
+        return self.cfg.dump()
 
     def sync_buffers(self) -> None:
-        """Give every process rank 0's batch norm statistics, those that are saved."""
-        if self.world_size > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
+        """Give every process the main process's batch norm statistics."""
+        self._trainer.sync_buffers()
+
+    def _evaluate(self) -> dict:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
 
 
-def _images_per_process(cfg: CfgNode, world_size: int) -> int:
-    total, steps = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
-    if total < 1 or total % world_size:
-        raise BLPSegError(
-            f"config: SOLVER.IMS_PER_BATCH {total} is the total over all processes and must be a multiple of "
-            "their number, "
-            f"{world_size}"
-        )
-    if not 1 <= steps <= total // world_size:
-        raise BLPSegError(
-            f"config: SOLVER.ACCUMULATION_STEPS {steps} must be from 1 to the images of a process, "
-            f"{total // world_size}"
-        )
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise BLPSegError(f"config: SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} must be at least 1")
-    return total // world_size
-
-
-def _split(batch: list[dict], parts: int) -> list[list[dict]]:
-    """``batch`` in ``parts`` runs whose lengths differ by at most one."""
-    edges = [round(k * len(batch) / parts) for k in range(parts + 1)]
-    return [batch[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+def _completed(cfg: CfgNode) -> CfgNode:
+    """A frozen copy for this machine, with a seed."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE)
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed() % 2**31
+    cfg.freeze()
+    return cfg

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -62,7 +62,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     return evaluator
 
 
-def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
+def evaluate(
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    build_loader: Callable = build_test_loader,
+    build_evaluator: Callable = build_evaluator,
+) -> OrderedDict:
     """Evaluate ``model`` on every data set of ``DATASETS.TEST``, as ``TEST.*`` says.
 
     In a distributed job every process must call it. The main process prints for each data set a table of the
@@ -72,6 +78,7 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     Args:
         cfg: a complete config.
         model: takes and gives what :class:`blpseg.modeling.BLPSeg` does; its mode is restored.
+        build_loader, build_evaluator: (cfg, data set's name) -> test loader, evaluator.
 
     Returns:
         Detectron2's form: ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for
@@ -82,12 +89,12 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     """
     if not cfg.DATASETS.TEST:
         raise BLPSegError("DATASETS.TEST names no data set to evaluate on")
-    # A CRF starts from logits; everything else needs the class map alone, a byte a pixel.
-    inference = Inference.from_config(cfg, model, classes_only=not cfg.TEST.CRF.ENABLED)
     results = OrderedDict()
     for dataset_name in cfg.DATASETS.TEST:
-        loader = build_test_loader(cfg, dataset_name)
-        dataset_results = inference_on_dataset(inference, loader, build_evaluator(cfg, dataset_name))
+        loader, evaluator = build_loader(cfg, dataset_name), build_evaluator(cfg, dataset_name)
+        # Where no evaluator asks for logits, a class map is enough: a byte a pixel.
+        inference = Inference.from_config(cfg, model, classes_only=_takes_class_maps(evaluator))
+        dataset_results = inference_on_dataset(inference, loader, evaluator)
         if comm.is_main_process():
             results[dataset_name] = dataset_results
             print(results_table(dataset_name, dataset_results, inference.views), flush=True)
@@ -95,6 +102,12 @@ def evaluate(cfg: CfgNode, model: nn.Module) -> OrderedDict:
     if comm.is_main_process():
         write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _takes_class_maps(evaluator: DatasetEvaluator) -> bool:
+    """Whether (H, W) class maps will do; Detectron2's evaluators and a CRF start from (C, H, W) logits."""
+    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator)) for part in parts)
 
 
 def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]], views: int) -> str:
@@ -117,6 +130,6 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
             tabulate(rows, headers=["class", *columns], floatfmt=".2f", missingval="-"),
             "",
             tabulate(overall, floatfmt=".2f", tablefmt="plain", missingval="-"),
-            f"mIoU: {results['sem_seg']['mIoU']:.3f}",
+            *(f"mIoU: {metrics['mIoU']:.3f}" for task, metrics in results.items() if task == "sem_seg"),
         ]
     )

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.engine.door", "blpseg.engine.train", "blpseg.evaluation", "blpseg.data.build"])
+context.set_forkserver_preload(["tests.engine.door", "blpseg.engine.trainer", "blpseg.engine.processes"])
 
 
 if "build_tiny_backbone" not in BACKBONE_REGISTRY:

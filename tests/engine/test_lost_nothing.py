@@ -47,12 +47,12 @@ def test_sigkill_anywhere(door, tmp_path):
 
     checkpoint = "blpseg.checkpoint.writing"
     places = [
-        ("blpseg.engine.trainer", "gradient_norm", 2),  # before there is any checkpoint
+        ("blpseg.engine.step", "gradient_norm", 2),  # before there is any checkpoint
         (checkpoint, "_Sink.write", 5),  # half a checkpoint is written
         (checkpoint, "os.fsync", 1),  # written, not yet on the disk
         (checkpoint, "os.replace", 1),  # on the disk, not yet in place
         (checkpoint, "os.replace", 2),  # in place, last_checkpoint is not
-        ("blpseg.engine.train", "_test", 1),  # at the first evaluation
+        ("blpseg.engine.trainer", "evaluate", 1),  # at the first evaluation
         ("blpseg.engine.optimizer", "torch.optim.AdamW.step", 1),
         (checkpoint, "os.link", 1),  # naming the best
     ]

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from blpseg.config import get_cfg
-from blpseg.engine.optimizer import build_optimizer, clip_gradients, gradient_norm
-from blpseg.engine.trainer import autocast_dtype, seed_step
+from blpseg.engine.amp import autocast_dtype
+from blpseg.engine.optimizer import build_optimizer, gradient_norm
+from blpseg.engine.resume import seed_step
 from blpseg.engine.watch import pseudo_label_quality
 from blpseg.utils.errors import BLPSegError
 
@@ -51,20 +52,25 @@ def test_learning_rate_of_the_annotation_head():
 
 @pytest.mark.parametrize("kind", ["value", "norm", "full_model"])
 def test_clipping(kind):
-    model = net()
-    parameters = list(model.parameters())
-    model(torch.randn(2, 3, 8, 8)).pow(2).sum().mul(100).backward()
-    before = [p.grad.clone() for p in parameters]
-    total = torch.sqrt(sum(g.pow(2).sum() for g in before))
-    torch.testing.assert_close(gradient_norm(parameters), total)
-    clip_gradients(get_cfg("", ["SOLVER.CLIP_GRADIENTS.ENABLED", False]).SOLVER.CLIP_GRADIENTS, parameters)
-    assert all(torch.equal(p.grad, g) for p, g in zip(parameters, before, strict=True))
-    options = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind]
-    clip_gradients(get_cfg("", [*options, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5]).SOLVER.CLIP_GRADIENTS, parameters)
-    for p, g in zip(parameters, before, strict=True):
-        norm = {"norm": g.norm(), "full_model": total}.get(kind)
-        expected = g.clamp(-0.5, 0.5) if norm is None else g * min(1.0, 0.5 / float(norm))
-        torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
+    """A step of plain SGD with rate 1 moves each weight by its clipped gradient."""
+    sgd = ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1.0, "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0]
+    clip = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.5]
+    for enabled in (False, True):
+        model = net()
+        parameters = list(model.parameters())
+        optimizer = build_optimizer(get_cfg("", [*sgd, *clip, "SOLVER.CLIP_GRADIENTS.ENABLED", enabled]), model)
+        model(torch.randn(2, 3, 8, 8)).pow(2).sum().mul(100).backward()
+        gradients, before = [p.grad.clone() for p in parameters], [p.detach().clone() for p in parameters]
+        total = torch.sqrt(sum(g.pow(2).sum() for g in gradients))
+        torch.testing.assert_close(gradient_norm(parameters), total)
+        optimizer.step()
+        for p, old, g in zip(parameters, before, gradients, strict=True):
+            norm = {"norm": g.norm(), "full_model": total}.get(kind)
+            clipped = g.clamp(-0.5, 0.5) if norm is None else g * min(1.0, 0.5 / float(norm))
+            torch.testing.assert_close(old - p, clipped if enabled else g, rtol=1e-3, atol=1e-5)
+    with pytest.raises(BLPSegError, match="CLIP_TYPE 'all'"):
+        options = ["SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "all"]
+        build_optimizer(get_cfg("", options), net())
 
 
 def test_mixed_precision_type():

@@ -1,11 +1,10 @@
-"""What happens between steps: checkpoints, evaluation, the lines and pictures to watch a run by."""
+"""The lines, scalars and pictures to watch a run by."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import logging
-import math
 import os
 import resource
 import sys
@@ -13,138 +12,53 @@ import threading
 from collections.abc import Callable
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from detectron2.utils.file_io import PathManager
 from torch.utils.tensorboard import SummaryWriter
 
-from ..checkpoint import Checkpointer, write_atomic
 from ..utils.errors import BLPSegError
-from ..utils.files import without_nan
 
-__all__ = [
-    "CheckpointAndEvaluate",
-    "JsonWriter",
-    "ProgressWriter",
-    "ScalarWriter",
-    "TensorBoardWriter",
-    "WandbWriter",
-    "Writers",
-]
+__all__ = ["ScalarWriter", "Writers", "default_writers"]
 
 logger = logging.getLogger(__name__)
 
 
-class CheckpointAndEvaluate(HookBase):
-    """Saves every ``SOLVER.CHECKPOINT_PERIOD`` iterations, evaluates every ``TEST.EVAL_PERIOD``, and both at the end.
-
-    A checkpoint precedes each evaluation; a run that is killed while it evaluates repeats the evaluation when it
-    is resumed. ``evaluations.json`` lists the results, ``model_best.pth`` is the checkpoint of the highest mIoU on
-    the first data set of ``DATASETS.TEST``.
-    """
-
-    def __init__(self, checkpointer: Checkpointer, evaluate: Callable[[], dict], record: Callable[[], None]):
-        """
-        Args:
-            checkpointer: where the main process saves.
-            evaluate: () -> results in Detectron2's form; called in every process.
-            record: called in the main process when an evaluation's scalars stand in the event storage.
-        """
-        self.checkpointer = checkpointer
-        self.evaluate = evaluate
-        self.record = record
-        self._saved = None  # the last iteration with a checkpoint
-        self._path = os.path.join(checkpointer.output_dir, "evaluations.json")
-
-    def before_train(self):
-        self._history = self._read_history() if self.trainer.start_iter else []
-        done = self.trainer.start_iter
-        if done:
-            self._saved = done - 1
-            if self._evaluation_due(done):
-                recorded = any(entry["iteration"] == done - 1 for entry in self._history)
-                if comm.all_gather(recorded)[0] is False or done >= self.trainer.max_iter:
-                    self._evaluate(done - 1)
-            self._name_final(done)
-
-    def after_step(self):
-        done = self.trainer.iter + 1
-        last = done == self.trainer.max_iter
-        evaluation = self._evaluation_due(done)
-        if last or evaluation or done % self.trainer.cfg.SOLVER.CHECKPOINT_PERIOD == 0:
-            self.save()
-        if evaluation:
-            self._evaluate(self.trainer.iter)
-        self._name_final(done)
-
-    def after_train(self):
-        # Only a run that was asked to stop comes here with a finished step that is not saved.
-        if self.trainer.stop.signum and sys.exc_info()[0] is None and self.trainer.iter >= self.trainer.start_iter:
-            self.save()
-
-    def save(self) -> None:
-        """Save the state after the trainer's iteration, once."""
-        iteration = self.trainer.iter
-        if self._saved != iteration and comm.is_main_process():
-            path = self.checkpointer.save(self.trainer.state(), iteration)
-            logger.info(f"saved {path}")
-        self._saved = iteration
-
-    def _evaluation_due(self, done: int) -> bool:
-        period = self.trainer.cfg.TEST.EVAL_PERIOD
-        return bool(self.trainer.cfg.DATASETS.TEST) and (
-            done >= self.trainer.max_iter or (period > 0 and done % period == 0)
-        )
-
-    def _name_final(self, done: int) -> None:
-        if done >= self.trainer.max_iter and comm.is_main_process():
-            self.checkpointer.name_final(done - 1)
-
-    def _evaluate(self, iteration: int) -> None:
-        trainer = self.trainer
-        trainer.sync_buffers()
-        with trainer.stop.deferred(False):
-            results = self.evaluate()
-        if not comm.is_main_process():
-            return
-        for name, value in flatten_results_dict(results).items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                trainer.storage.put_scalar(f"eval/{name}", value, smoothing_hint=False, cur_iter=iteration)
-        first = results if "sem_seg" in results else results.get(trainer.cfg.DATASETS.TEST[0], {})
-        score = first.get("sem_seg", {}).get("mIoU", math.nan)
-        entry = without_nan({"iteration": iteration, "mIoU": score, "results": results})
-        others = [e for e in self._history if e["iteration"] != iteration]
-        best = max((e["mIoU"] for e in others if e["mIoU"] is not None), default=-math.inf)
-        if math.isfinite(score) and score > best:
-            self.checkpointer.name_best(iteration)
-            logger.info(f"best so far: mIoU {score:.3f} at iteration {iteration}, kept as model_best.pth")
-        self._history = sorted([*others, entry], key=lambda e: e["iteration"])
-        self.record()
-        text = json.dumps(self._history, indent=1)
-        write_atomic(self._path, lambda file: file.write(text.encode()))
-
-    def _read_history(self) -> list[dict]:
-        """Evaluations up to the checkpoint that the run continues from; later ones will be repeated."""
-        if not PathManager.isfile(self._path):
-            return []
-        with PathManager.open(self._path, "r") as file:
-            try:
-                return [e for e in json.load(file) if e["iteration"] < self.trainer.start_iter]
-            except (ValueError, KeyError, TypeError):
-                raise BLPSegError(f"{self._path}: not the list of evaluations this run wrote; move it away") from None
+def default_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
+    """Lines of progress, metrics.json, TensorBoard and, with ``OUTPUT.WANDB_PROJECT``, Weights & Biases."""
+    folder, window = cfg.OUTPUT_DIR, cfg.OUTPUT.LOG_PERIOD
+    writers = [
+        ProgressWriter(cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, window),
+        JsonWriter(os.path.join(folder, "metrics.json"), window),
+        TensorBoardWriter(folder, window, start_iter),
+    ]
+    if cfg.OUTPUT.WANDB_PROJECT:
+        writers.append(WandbWriter(cfg.OUTPUT.WANDB_PROJECT, dict(cfg), folder, window))
+    return writers
 
 
 class Writers(HookBase):
-    """Calls event writers every ``period`` iterations, after the first and the last.
+    """Calls the main process's event writers every ``period`` iterations, after the first and the last.
 
-    Registered before :class:`CheckpointAndEvaluate`: what the iterations before a checkpoint gave is on the disk first.
+    Detectron2's ``PeriodicWriter``, but registered before the checkpoints: what the iterations before a checkpoint
+    gave is on the disk first.
     """
 
-    def __init__(self, writers: list[EventWriter], period: int):
-        self.writers = writers
+    def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int):
+        """
+        Args:
+            build_writers: called in the main process when training starts, since writers open files.
+            period: iterations.
+        """
+        self.build_writers = build_writers
+        self.writers: list[EventWriter] = []
         self.period = period
+
+    def before_train(self):
+        if comm.is_main_process():
+            self.writers = self.build_writers()
 
     def after_step(self):
         done = self.trainer.iter + 1
@@ -166,7 +80,7 @@ class Writers(HookBase):
                 writer.close()
         except OSError:
             if not failing:
-                raise  # otherwise the error under way is the one to tell
+                raise  # otherwise the error under way is the one to report
 
 
 class ScalarWriter(EventWriter):
@@ -273,9 +187,8 @@ class ProgressWriter(EventWriter):
         left = datetime.timedelta(seconds=round(seconds * (self.max_iter - storage.iter - 1)))
         logger.info(
             f"iter {storage.iter + 1}/{self.max_iter} loss {mean('total_loss'):.4g} ({losses}) "
-            f"lr {storage.latest()['lr'][0]:.3g} {self.images / seconds:.3g} images/s data "
-            f"{mean('data_time') / seconds:.0%} "
-            f"mem {memory_gib():.2f} GiB eta {left}"
+            f"lr {storage.latest()['lr'][0]:.3g} {self.images / seconds:.3g} images/s "
+            f"data {mean('data_time') / seconds:.0%} mem {memory_gib():.2f} GiB eta {left}"
         )
 
 

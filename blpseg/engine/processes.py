@@ -1,0 +1,247 @@
+"""Start the processes of a run, pass signals on to them, end together with one line of error."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from ..utils.errors import BLPSegError, debug_enabled, describe
+from .agreement import PeerFailure
+from .defaults import choose_device
+from .interrupt import SIGNALS, STOP
+
+__all__ = ["die_with", "launch"]
+
+TIMEOUT = timedelta(minutes=30)  # Detectron2's; an evaluation on one rank may keep the others waiting
+GRACE_S = 5.0  # processes that outlive a failed one get this long to end by themselves
+# How gloo and NCCL say that another process is gone.
+CONNECTION_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "refused")
+
+
+def launch(
+    main_func: Callable,
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple = (),
+    *,
+    device: str = "cuda",
+) -> int:
+    """Run ``main_func(*args)`` in every process of the run and return the run's exit status.
+
+    Detectron2 counterpart: :func:`detectron2.engine.launch`, which needs GPUs. With one process it runs here. Under
+    ``torchrun`` (RANK, WORLD_SIZE and LOCAL_RANK in the environment) this process is one of the ranks. Otherwise
+    ``num_gpus_per_machine`` processes are started: a GPU each with NCCL, or on the CPU with gloo.
+
+    Args:
+        main_func: importable by name. An int that it returns is its exit status, all else counts as 0.
+        num_gpus_per_machine: processes of this machine.
+        num_machines: how many machines call this.
+        machine_rank: the number of this one, from 0.
+        dist_url: ``tcp://ADDRESS:PORT`` of machine 0; "auto" for a free port, with one machine.
+        args: picklable.
+        device: MODEL.DEVICE; the CPU is used where there is no GPU.
+
+    Raises:
+        BLPSegError: what the first failing process reports, or settings that cannot work.
+    """
+    use_gpu = choose_device(device) == "cuda"
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+        return _run_under_torchrun(main_func, args, use_gpu)
+    _check(num_gpus_per_machine, num_machines, machine_rank, dist_url, use_gpu)
+    if num_gpus_per_machine * num_machines == 1:
+        if use_gpu:
+            torch.cuda.set_device(0)
+        STOP.install()
+        return _status(main_func(*args))
+    first, world_size = machine_rank * num_gpus_per_machine, num_machines * num_gpus_per_machine
+    # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
+    url = _free_local_url() if dist_url == "auto" else dist_url
+    processes, reports = [], []
+    for local_rank in range(num_gpus_per_machine):
+        receiver, sender = context.Pipe(duplex=False)
+        group = (url, first + local_rank, world_size, local_rank, num_gpus_per_machine, use_gpu)
+        processes.append(context.Process(target=_child, args=(main_func, args, group, os.getpid(), sender)))
+        reports.append(receiver)
+    received = _supervise(processes)
+    return _outcome([process.exitcode for process in processes], reports, received)
+
+
+def _status(result) -> int:
+    return result if isinstance(result, int) else 0
+
+
+def _run_under_torchrun(main_func: Callable, args: tuple, use_gpu: bool) -> int:
+    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    STOP.install()
+    try:
+        _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
+        status = _status(main_func(*args))
+    except Exception as error:
+        # The group is left as it is: NCCL would wait there for the others, which wait for this process.
+        if not isinstance(error, PeerFailure) and _connection_lost(error):
+            raise PeerFailure("another process of this run ended; its message says why") from error
+        raise
+    dist.destroy_process_group()
+    return status
+
+
+def _check(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str, use_gpu: bool) -> None:
+    if num_gpus < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
+        raise BLPSegError(
+            f"--num-gpus {num_gpus} --num-machines {num_machines} --machine-rank {machine_rank}: the counts start at "
+            "1, the rank counts from 0 up to --num-machines - 1"
+        )
+    if use_gpu and num_gpus > torch.cuda.device_count():
+        raise BLPSegError(
+            f"--num-gpus {num_gpus}: this machine has {torch.cuda.device_count()} GPU(s); lower it, or train on the "
+            "CPU with MODEL.DEVICE cpu"
+        )
+    if num_machines > 1 and dist_url == "auto":
+        raise BLPSegError(
+            "--num-machines > 1 needs --dist-url tcp://ADDRESS:PORT, a free port on machine 0, the same everywhere"
+        )
+
+
+def _free_local_url() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def _supervise(processes: list) -> list[int]:
+    """Start the processes, pass signals on, wait for all; what outlives a failed one is ended. The signals received."""
+    received = []
+
+    def forward(signum, frame):
+        received.append(signum)
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, signum)
+
+    # A signal while the processes start waits until each has its own handling.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for process in processes:
+        process.start()
+    previous = {signum: signal.signal(signum, forward) for signum in SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        deadline = None
+        while running := [p for p in processes if p.is_alive()]:
+            multiprocessing.connection.wait([p.sentinel for p in running], timeout=0.5)
+            if deadline is None and any(p.exitcode for p in processes):
+                deadline = time.monotonic() + GRACE_S
+            if deadline is not None and time.monotonic() > deadline:
+                for process in running:  # waiting in a collective call for one that is gone: no signal reaches Python
+                    process.kill()
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        for process in processes:
+            process.kill()
+    return received
+
+
+def _outcome(statuses: list[int], reports: list, received: list[int]) -> int:
+    """The run's exit status, from those of its processes.
+
+    Raises:
+        BLPSegError: what the process that failed first by itself reports.
+    """
+    if received and all(status in (0, 128 + received[0], -received[0]) for status in statuses):
+        return 128 + received[0] if any(statuses) else 0
+    failures = []
+    for report in reports:
+        if report.poll():
+            try:
+                failures.append(report.recv())
+            except EOFError:
+                pass  # it ended without a report; its exit status is judged below
+    killed = [rank for rank, status in enumerate(statuses) if status < 0]
+    if failures and min(failures)[0] == 0 or failures and not killed:
+        raise BLPSegError(min(failures)[1])
+    if killed:
+        raise BLPSegError(
+            f"process {killed[0]} was killed by signal {-statuses[killed[0]]}; if not by you, then mostly for lack of "
+            "memory: lower SOLVER.IMS_PER_BATCH, INPUT.CROP.SIZE or DATALOADER.NUM_WORKERS, and go on with --resume"
+        )
+    return max(statuses)
+
+
+def _child(main_func: Callable, args: tuple, group: tuple, parent: int, report) -> None:
+    die_with(parent)
+    if group[3]:  # local rank
+        os.environ["BLPSEG_QUIET_RANK"] = "1"
+    STOP.install()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        _join_group(*group)
+        status = _status(main_func(*args))
+        dist.destroy_process_group()
+    except Exception as error:
+        if debug_enabled():
+            traceback.print_exc()
+        # Which to report when several processes fail: 0 = the cause, 2 = the loss of another process.
+        lost = isinstance(error, PeerFailure) or _connection_lost(error)
+        report.send((2 if lost else 0, _one_line(error)))
+        status = 1
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def _connection_lost(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in CONNECTION_LOST)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, (BLPSegError, OSError)):
+        return describe(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return f"unexpected {type(error).__name__} at {where}: {describe(error)} (--debug shows the traceback)"
+
+
+def _join_group(url: str, rank: int, world_size: int, local_rank: int, local_size: int, use_gpu: bool) -> None:
+    if use_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise BLPSegError(f"process {local_rank} of this machine has no GPU, it has {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    backend = "nccl" if use_gpu else "gloo"
+    try:
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise BLPSegError(
+            f"{url}: process {rank} of {world_size} finds no contact ({describe(error)[:200]}); is the address machine "
+            "0's, the port free, and every machine started?"
+        ) from error
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent is killed: an orphan would go on writing beside a resumed run."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return  # not Linux
+    if os.getppid() != parent:
+        os._exit(1)
