@@ -189,7 +189,7 @@ class Trainer(DefaultTrainer):
                 cfg.freeze()
             load_state(self, state, path)
         elif cfg.MODEL.WEIGHTS:
-            other_classes = cfg.SOLVER.FINETUNE_OTHER_CLASSES
+            other_classes = cfg.MODEL.BLPSEG.RESET_CLASS_LAYERS
             load_weights(self.model, cfg.MODEL.WEIGHTS, complete=False, other_classes=other_classes, trust=trust)
 
     def train(self) -> dict:
