@@ -20,6 +20,7 @@ from blpseg.utils.paths import data_root
 FOLDS = 5  # WSL4MIS: fold k holds patients 20 (k - 1) + 1 .. 20 k back
 _PATIENTS_A_FOLD = 20
 _UNANNOTATED_H5 = 4  # in the .h5 files
+_LARGEST_ARRAY = 1 << 28  # bytes; a volume of ACDC has some four million
 
 EXAMPLE = """
 examples:
@@ -89,15 +90,16 @@ def _convert(task: tuple[str, str, str, int, bool]) -> bool:
     made_from = stamp(read_bytes(path))
     try:
         with h5py.File(path, "r") as file:
-            count = 1 if match["slice"] else len(file["image"])
+            wanted = ["image", "label"] + ([] if held_back else ["scribble"])
+            sets = {key: _data_set(path, file, key) for key in wanted}
+            count = 1 if match["slice"] else len(sets["image"])
             targets = [
                 {part: os.path.join(output, part, split, f"{volume_id}_slice_{first + i}.png") for part in parts}
                 for i in range(count)
             ]
             if not force and all(is_up_to_date(target, made_from) for names in targets for target in names.values()):
                 return False
-            wanted = ["image", "label"] + ([] if held_back else ["scribble"])
-            arrays = {key: np.asarray(file[key]) for key in wanted}
+            arrays = {key: np.asarray(found) for key, found in sets.items()}
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise BLPSegError(f"{path}: not an .h5 file of WSL4MIS's layout ({describe(error)})") from error
 
@@ -108,6 +110,19 @@ def _convert(task: tuple[str, str, str, int, bool]) -> bool:
         for part, target in names.items():
             write_label(target, labels[part][i], made_from, force=force)
     return True
+
+
+def _data_set(path: str, file, key: str):
+    """A data set of an .h5 file, whose numbers lie in the file itself and are not too many to read."""
+    import h5py
+
+    link = file.get(key, getlink=True)
+    if not isinstance(link, h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
+        raise BLPSegError(f"{path}: {key} is missing, or a link instead of data")
+    found = file[key]
+    if found.is_virtual or found.external or found.dtype.kind not in "iuf" or found.nbytes > _LARGEST_ARRAY:
+        raise BLPSegError(f"{path}: {key} must be numbers in the file itself, {_LARGEST_ARRAY} bytes at most")
+    return found
 
 
 def _pixels(path: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,7 +4,9 @@
 import argparse
 import os
 import re
+import struct
 import sys
+import zlib
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from blpseg.utils.paths import data_root
 # Spellings of 59_labels.txt that labels.txt has otherwise.
 _ALIASES = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 _FULL_NAMES = {"plane": "aeroplane", "bike": "bicycle", "plant": "pottedplant", "monitor": "tvmonitor"}
+_NUMBERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {"single", "double"}
+_COMPRESSED = 15  # type of an element of a .mat file
+_LARGEST_MAT = 1 << 27  # bytes
 # How PNG masks made elsewhere number the classes: as here, or with the 59 names sorted (MMSegmentation's converter).
 PNG_ORDERS = ("59_labels", "alphabetical")
 
@@ -127,11 +132,34 @@ def _convert(task: tuple[str, str, np.ndarray, bool]) -> bool:
     return True
 
 
+def _check_mat(path: str) -> None:
+    """That a .mat file is of version 5, and that what it compresses does not unpack to more than such a file holds."""
+    data = read_bytes(path, _LARGEST_MAT)
+    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    if order is None or data[:6] != b"MATLAB":
+        raise ValueError("not of version 5")
+    place, unpacked = 128, 0
+    while place + 8 <= len(data):
+        kind, size = struct.unpack(f"{order}II", data[place : place + 8])
+        if kind == _COMPRESSED:
+            packed, stream = data[place + 8 : place + 8 + size], zlib.decompressobj()
+            while packed and not stream.eof:
+                unpacked += len(stream.decompress(packed, 1 << 20))
+                packed = stream.unconsumed_tail
+                if unpacked > _LARGEST_MAT:
+                    raise ValueError(f"unpacks to more than {_LARGEST_MAT} bytes")
+        place += 8 + size
+
+
 def _read_mat(path: str, values: int) -> np.ndarray:
     """The (H, W) LabelMap of a .mat file, whole numbers 0..values - 1."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     try:
+        _check_mat(path)
+        kinds = [kind for name, shape, kind in whosmat(path) if name == "LabelMap" and len(shape) == 2]
+        if len(kinds) != 1 or kinds[0] not in _NUMBERS:  # a nested array can exhaust the parser's stack
+            raise ValueError("LabelMap is no matrix of numbers")
         labels = np.asarray(loadmat(path, variable_names=["LabelMap"])["LabelMap"])
     except Exception as error:  # scipy lets through whatever its parsers meet in a damaged file
         raise BLPSegError(f"{path}: not a .mat file with LabelMap ({describe(error)}); fetch it again") from error

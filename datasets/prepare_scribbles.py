@@ -5,7 +5,7 @@ import argparse
 
 from blpseg.scribbles.convert import convert_annotations
 from blpseg.scribbles.formats import FORMATS
-from blpseg.utils.cli import add_work_flags, run_command
+from blpseg.utils.cli import add_work_flags, count, run_command
 
 EXAMPLES = """\
 examples:
@@ -36,6 +36,13 @@ def main():
         help="which class number a name or colour stands for: that of PASCAL-Scribble's 21 VOC classes, of its 60 "
         "PASCAL-Context classes, or a YAML file",
     )
+    parser.add_argument(
+        "--width",
+        type=count,
+        default=1,
+        metavar="PIXELS",
+        help="of a stroke (default: 1, the rule of the published labels); brush masks and colour PNG keep their own",
+    )
     parser.add_argument("--images", metavar="DIR", help="folder of the images: check that the annotated sizes agree")
     add_work_flags(parser, force="make labels again that are up to date, and replace files that were not made here")
     args = parser.parse_args()
@@ -46,6 +53,7 @@ def main():
         args.output,
         args.vocabulary,
         images=args.images,
+        width=args.width,
         workers=args.workers,
         force=args.force,
     )

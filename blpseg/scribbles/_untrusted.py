@@ -14,13 +14,14 @@ from defusedxml import EntitiesForbidden, ExternalReferenceForbidden
 
 from ..utils import files
 from ..utils.errors import BLPSegError, describe
+from ..utils.files import MOST_PIXELS
 
-MAX_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompression bomb
+LARGEST_FILE = 1 << 28  # bytes
 
 
 def read_bytes(path: str) -> bytes:
     """Raises BLPSegError for a file that is missing, unreadable or empty."""
-    data = files.read_bytes(path)
+    data = files.read_bytes(path, LARGEST_FILE)
     if not data:
         raise BLPSegError(f"{path}: the file is empty; export it again")
     return data
@@ -99,8 +100,8 @@ def check_size(where: str, height, width) -> tuple[int, int]:
         if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,9}(\.0*)?", text) or int(text.partition(".")[0]) == 0:
             raise BLPSegError(f"{where}: {name} {text[:40]!r} is no image side in pixels; correct the size")
         sides.append(int(text.partition(".")[0]))
-    if sides[0] * sides[1] > MAX_PIXELS:
-        raise BLPSegError(f"{where}: {sides[1]} x {sides[0]} pixels are more than {MAX_PIXELS}; correct the size")
+    if sides[0] * sides[1] > MOST_PIXELS:
+        raise BLPSegError(f"{where}: {sides[1]} x {sides[0]} pixels are more than {MOST_PIXELS}; correct the size")
     return sides[0], sides[1]
 
 

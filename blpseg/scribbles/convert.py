@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,6 +30,7 @@ def convert_annotations(
     vocabulary: str | Vocabulary,
     *,
     images: str | None = None,
+    width: int = 1,
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
@@ -44,6 +45,7 @@ def convert_annotations(
         source: an annotation file, or a folder of them (not searched below it).
         output_dir: made where missing.
         vocabulary: "voc", "context", the path of a vocabulary file, or a vocabulary.
+        width: of strokes in pixels; 1 is the rule of the published labels. Brush masks and colour PNG have their own.
         images: folder of the images; where given, annotations are checked against their sizes.
         workers: processes; all CPUs by default, 1 works in this process.
         force: make labels again that are up to date.
@@ -60,7 +62,7 @@ def convert_annotations(
     return make_labels(
         files,
         output_dir,
-        _Draw(format, vocabulary, images),
+        _Draw(format, vocabulary, images, width),
         split=FORMATS[format].pictures,
         workers=workers,
         force=force,
@@ -72,7 +74,13 @@ def convert_annotations(
 class _Draw:
     format: str
     vocabulary: Vocabulary
-    images: str | None = field(repr=False)  # checks, but does not change a label
+    images: str | None  # checks, but does not change a label
+    width: int
+
+    def __repr__(self) -> str:
+        # Labels made before there was a width stay up to date.
+        width = f", width={self.width}" if self.width != 1 else ""
+        return f"_Draw(format={self.format!r}, vocabulary={self.vocabulary!r}{width})"
 
     def __call__(self, picture: Picture) -> np.ndarray:
-        return FORMATS[self.format].draw(picture.path, picture.part, self.vocabulary, self.images)
+        return FORMATS[self.format].draw(picture.path, picture.part, self.vocabulary, self.images, self.width)

@@ -1,7 +1,8 @@
 """Annotation files of several tools, read into label images.
 
-A format is a function ``draw(path, part, vocabulary, images)`` that makes the label of one image. Where a file holds
-many images, ``pictures(path)`` lists them as (image name, part) first; a part is plain data, which goes to a worker.
+A format is a function ``draw(path, part, vocabulary, images, brush)`` that makes the label of one image. Where a file
+holds many images, ``pictures(path)`` lists them as (image name, part) first; a part is plain data, which goes to a
+worker.
 
 All of it is untrusted input: whatever is wrong becomes a BLPSegError that names the file.
 """
@@ -23,14 +24,16 @@ from PIL import Image
 
 from ..utils import paths
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import image_size
+from ..utils.files import MOST_PIXELS, image_size, upright_size
 from ..utils.labels import UNANNOTATED
-from ._untrusted import MAX_PIXELS, check_size, check_xml, parse_json, parse_xml, pixel_points, read_bytes
+from ._untrusted import check_size, check_xml, parse_json, parse_xml, pixel_points, read_bytes
 from .label_studio_rle import decode_rle
 from .rasterize import rasterize_strokes
 from .vocabulary import Vocabulary
 
 __all__ = ["FORMATS", "Format"]
+
+_MOST_WIDE = 1 << 33  # strokes times pixels, which is what wide strokes cost
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,23 @@ class Format:
     Attributes:
         title: for help and messages.
         extension: of its files, lower case.
-        draw: path, part, vocabulary, folder of the images or None -> (H, W) uint8 label.
+        draw: path, part, vocabulary, folder of the images or None, width of strokes in pixels -> (H, W) uint8 label.
         pictures: path -> (image name, part) of every annotated image; None if a file is one image, with its name.
     """
 
     title: str
     extension: str
-    draw: Callable[[str, object, Vocabulary, str | None], np.ndarray]
+    draw: Callable[[str, object, Vocabulary, str | None, int], np.ndarray]
     pictures: Callable[[str], list[tuple[str, object]]] | None = None
+
+
+def _rasterize(path, strokes, height, width, brush):
+    if brush > 1 and len(strokes) * height * width > _MOST_WIDE:
+        raise BLPSegError(f"{path}: {len(strokes)} strokes on {width} x {height} pixels are too many for --width")
+    try:
+        return rasterize_strokes([(class_id, points, brush) for class_id, points in strokes], height, width)
+    except ValueError as error:
+        raise BLPSegError(f"{path}: {error}; draw it again") from error
 
 
 def _check_against_image(where, height, width, image_name, images):
@@ -79,11 +91,11 @@ _POLYGON = re.compile(
     rb"((?:<point>\s*<X>\s*-?\d{1,9}\s*</X>\s*<Y>\s*-?\d{1,9}\s*</Y>\s*</point>\s*)*)</polygon>"
 )
 _SIZE = re.compile(rb"<size>\s*<width>([^<]*)</width>\s*<height>([^<]*)</height>")
-_XML_DECLARATION = re.compile(rb"\s*<\?xml [^<>?]*\?>")
+_XML_DECLARATION = re.compile(rb"\A\s*<\?xml [^<>?]*\?>")
 _TAGS_TO_SPACES = bytes.maketrans(b"<", b" ")
 
 
-def _draw_pascal(path, part, vocabulary, images):
+def _draw_pascal(path, part, vocabulary, images, brush):
     data = read_bytes(path)
     height, width, polygons = _pascal_as_published(path, data) or _pascal_as_xml(path, data)
     _check_against_image(path, height, width, os.path.basename(path), images)
@@ -94,7 +106,7 @@ def _draw_pascal(path, part, vocabulary, images):
         class_id = vocabulary.class_id(name, path)
         if len(points):  # PASCAL-Scribble tolerates empty strokes
             strokes.append((class_id, points))
-    return rasterize_strokes(strokes, height, width)
+    return _rasterize(path, strokes, height, width, brush)
 
 
 def _pascal_as_xml(path, data):
@@ -148,7 +160,7 @@ def _published_points(body: bytes) -> np.ndarray:
 _LABELME_POINTS = {"linestrip": None, "line": 2, "point": 1}  # how many points each has
 
 
-def _draw_labelme(path, part, vocabulary, images):
+def _draw_labelme(path, part, vocabulary, images, brush):
     data = read_bytes(path)
     document = parse_json(path, data)
     shapes = document.get("shapes") if isinstance(document, dict) else None
@@ -173,16 +185,16 @@ def _draw_labelme(path, part, vocabulary, images):
             raise BLPSegError(f"{where}: a {kind} with {len(rows)} points; draw it again")
         class_id = vocabulary.class_id(_text(where, shape.get("label")), where)
         strokes.append((class_id, pixel_points(where, rows, columns, height, width)))
-    return rasterize_strokes(strokes, height, width)
+    return _rasterize(path, strokes, height, width, brush)
 
 
 def _labelme_image_size(path, document, image_name, images):
     if document.get("imageData"):
         try:
-            with Image.open(io.BytesIO(base64.b64decode(document["imageData"], validate=True))) as image:
-                return image.size[::-1]
-        except (OSError, ValueError, TypeError, binascii.Error, SyntaxError, Image.DecompressionBombError) as error:
+            content = base64.b64decode(document["imageData"], validate=True)
+        except (ValueError, TypeError, binascii.Error) as error:
             raise BLPSegError(f"{path}: imageData is no image ({describe(error)}); save it again") from error
+        return upright_size(f"{path}: imageData", io.BytesIO(content))
     found = _find_image(images or os.path.dirname(path), image_name)
     if found is None:
         raise BLPSegError(f"{path}: has no imageHeight and imageWidth; give the folder of its image with --images")
@@ -222,7 +234,7 @@ def _cvat_pictures(path):
     return pictures
 
 
-def _draw_cvat(path, part, vocabulary, images):
+def _draw_cvat(path, part, vocabulary, images, brush):
     name, height, width, shapes = part
     where = f"{path}: image {name[:100]!r}"
     height, width = check_size(where, height, width)
@@ -241,7 +253,7 @@ def _draw_cvat(path, part, vocabulary, images):
         class_id = vocabulary.class_id(_text(where, label), where)
         pixels = pixel_points(where, [y for _, y in pairs], [x for x, _ in pairs], height, width)
         strokes += [(class_id, pixels)] if kind == "polyline" else [(class_id, pixel[None]) for pixel in pixels]
-    return rasterize_strokes(strokes, height, width)
+    return _rasterize(path, strokes, height, width, brush)
 
 
 # Label Studio JSON, brush masks
@@ -287,7 +299,7 @@ def _label_studio_image(where, task):
     raise BLPSegError(f"{where}: no value of its `data` is the path of an image; export the project as JSON")
 
 
-def _draw_label_studio(path, part, vocabulary, images):
+def _draw_label_studio(path, part, vocabulary, images, brush):
     name, results = part
     where = f"{path}: image {name[:100]!r}"
     label = None
@@ -322,11 +334,11 @@ def _draw_label_studio(path, part, vocabulary, images):
 # Colour PNG
 
 
-def _draw_color_png(path, part, vocabulary, images):
+def _draw_color_png(path, part, vocabulary, images, brush):
     data = read_bytes(path)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size[0] * image.size[1] > MAX_PIXELS:
+            if 4 * image.size[0] * image.size[1] > MOST_PIXELS:  # four bytes a pixel and more
                 raise BLPSegError(f"{path}: {image.size[0]} x {image.size[1]} pixels are too many")
             by_index = image.mode == "L" or (image.mode == "P" and not vocabulary.colors)
             pixels = np.asarray(image if by_index else image.convert("RGBA"))

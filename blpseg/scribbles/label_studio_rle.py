@@ -14,6 +14,8 @@ from ..utils.errors import BLPSegError
 
 __all__ = ["decode_rle"]
 
+_LARGEST = 1 << 22  # bytes of a stroke's code, which bounds the time it takes
+
 
 def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
     """The values of a brush mask.
@@ -33,6 +35,8 @@ def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
         data = bytes(rle)
     except (TypeError, ValueError):
         raise BLPSegError(f"{where}: a brush stroke's `rle` is no list of bytes; export it again") from None
+    if len(data) > _LARGEST:
+        raise BLPSegError(f"{where}: a brush stroke of {len(data)} bytes of `rle`; {_LARGEST} are possible")
     bits = _Bits(where, data)
     total = bits.read(32)
     if total != expected:

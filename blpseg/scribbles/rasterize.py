@@ -11,6 +11,7 @@ from ..utils.labels import UNANNOTATED
 
 __all__ = ["rasterize_strokes", "segment_lengths", "segment_pixels"]
 
+_MOST_PIXELS = 1 << 26  # of all strokes of an image: a hostile zigzag sets thousands of times as many
 _MAX_PIXELS_AT_ONCE = 1 << 22  # bounds the memory that a hostile zigzag of a million corners can ask for
 
 
@@ -34,7 +35,8 @@ def rasterize_strokes(
         (height, width) uint8.
 
     Raises:
-        ValueError: if a stroke is not a non-empty (K, 2) array, a class id does not fit uint8 or a width is below 1.
+        ValueError: if a stroke is not a non-empty (K, 2) array, a class id does not fit uint8, a width is below 1, or
+            the strokes are longer than any that people draw.
     """
     label = np.full((height, width), background, dtype=np.uint8)
     waiting: list[tuple[int, np.ndarray]] = []  # strokes one pixel wide, which are drawn all at once
@@ -80,6 +82,8 @@ def _draw_thin(label: np.ndarray, strokes: list[tuple[int, np.ndarray]]) -> None
     count = segment_lengths(points)
     count[np.append(np.flatnonzero(np.diff(stroke)), -1)] = 1
     ends = np.cumsum(count)
+    if ends[-1] > _MOST_PIXELS:
+        raise ValueError(f"strokes of {ends[-1]} pixels in all; {_MOST_PIXELS} are possible")
     first = 0
     while first < len(count):
         drawn = ends[first - 1] if first else 0

@@ -11,6 +11,7 @@ import yaml
 
 from ..utils import paths
 from ..utils.errors import BLPSegError, describe
+from ..utils.files import read_bytes
 from ..utils.labels import UNANNOTATED
 
 __all__ = ["CONTEXT_NAMES", "VOC_NAMES", "Vocabulary", "load_vocabulary", "voc_color"]
@@ -27,7 +28,8 @@ _CONTEXT_ONLY = (
 ).split()
 CONTEXT_NAMES = VOC_NAMES + _CONTEXT_ONLY
 
-_LARGEST_FILE = 1 << 20  # bytes
+_LARGEST_FILE = 1 << 18  # bytes
+_LONGEST_COLOR, _LONGEST_NAME = 40, 200  # characters
 _HEX_COLOR = re.compile(r"#([0-9a-fA-F]{6})$")
 _RGB_COLOR = re.compile(r"[(\[]?\s*(\d{1,3})\s*[, ]\s*(\d{1,3})\s*[, ]\s*(\d{1,3})\s*[)\]]?$")
 _FORM = (
@@ -100,10 +102,7 @@ class _Reader:
         self.ids: dict[str, int] = {}
         self.colors: dict[tuple[int, int, int], int] = {}
         try:
-            with paths.open_file(path, "rb") as file:
-                data = file.read(_LARGEST_FILE + 1)
-            if len(data) > _LARGEST_FILE:
-                raise BLPSegError(f"{path}: over {_LARGEST_FILE} bytes; {_FORM}")
+            data = read_bytes(path, _LARGEST_FILE)
             text = data.decode("utf-8-sig")
             lines = [line.strip() for line in text.splitlines()]
             lines = [line for line in lines if line and (line[0] != "#" or _HEX_COLOR.match(line))]
@@ -168,8 +167,8 @@ class _Reader:
             self.fail(node, f"class number {number}: numbers are 0..254, since 255 means not annotated")
         if key in table:
             self.fail(node, f"{key!r} occurs twice")
-        if not key:
-            self.fail(node, "an empty name")
+        if not key or len(key) > _LONGEST_NAME:
+            self.fail(node, f"a name has 1 to {_LONGEST_NAME} characters")
         table[key] = number
 
     def color(self, node) -> tuple[int, int, int] | None:
@@ -178,6 +177,8 @@ class _Reader:
             text = text if len(node.value) == 3 else ""
         else:
             text = node.value.strip() if isinstance(node, yaml.ScalarNode) else ""
+        if len(text) > _LONGEST_COLOR:
+            return None
         if match := _HEX_COLOR.match(text):
             red, green, blue = bytes.fromhex(match[1])
             return red, green, blue

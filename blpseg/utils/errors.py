@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["BLPSegError", "debug_enabled", "describe"]
+__all__ = ["BLPSegError", "debug_enabled", "describe", "printable"]
 
 
 class BLPSegError(Exception):
@@ -17,5 +17,10 @@ def debug_enabled() -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an exception on one line, fit for a terminal."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """``text`` with everything that a terminal would obey, or cannot show, as an escape: a file's name may hold it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

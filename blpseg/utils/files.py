@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
+import struct
 import uuid
+import warnings
 from collections.abc import Callable, Mapping
 from typing import IO, TextIO
 
@@ -19,17 +21,22 @@ from . import paths
 from .errors import BLPSegError, describe
 
 __all__ = [
-    "IMAGE_EXTENSIONS", "check_writable", "image_size", "lock_file", "read_bytes", "read_image", "read_label",
-    "without_nan", "write_atomic", "write_bytes_atomic", "write_json", "write_png_atomic",
+    "IMAGE_EXTENSIONS", "MOST_PIXELS", "check_writable", "image_size", "lock_file", "read_bytes", "read_image",
+    "read_label", "upright_size", "without_nan", "write_atomic", "write_bytes_atomic", "write_json", "write_png_atomic",
 ]  # fmt: skip
 
 LARGEST_FILE = 1 << 30  # bytes
+MOST_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompression bomb
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Labels are written and read twice as fast without PNG's filters, which are made for photographs.
 _LABEL_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11 cannot choose
     _LABEL_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+# No others are opened. Pillow would run Ghostscript on an EPS, whatever the file is called.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_BYTES = {"I": 4, "F": 4, "I;16": 2}  # of a pixel, where that is not the count of channels
+_UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112  # EXIF tag
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
 _TRANSPOSE = {
@@ -42,6 +49,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is ours
 # OpenCV would print a warning of its own beside the one line that we raise for an unreadable file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
@@ -61,19 +69,22 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
         (H, W, 3) uint8.
 
     Raises:
-        BLPSegError: the file is missing, damaged, cut short, or of a kind with no 8-bit meaning (32-bit float).
+        BLPSegError: the file is missing, damaged, cut short, of more than MOST_PIXELS, no PNG, JPEG, BMP, TIFF or WebP,
+            or of a kind with no 8-bit meaning (32-bit float).
     """
     if format not in ("RGB", "BGR"):
         raise BLPSegError(f"INPUT.FORMAT {format!r}: images are read as 'RGB' or 'BGR'")
     data = read_bytes(path)
     if _is_cut_jpeg(data):
         raise BLPSegError(f"{path}: the JPEG file is cut short; fetch it again")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise BLPSegError(f"{path}: {_why_unreadable(data)} ({describe(error)})") from error
-    if image is None:
-        raise BLPSegError(f"{path}: {_why_unreadable(data)}")
+    with _open(path, io.BytesIO(data)) as header:
+        _check_pixels(path, header.size)
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:
+            raise BLPSegError(f"{path}: {_why_unreadable(header)} ({describe(error)})") from error
+        if image is None:
+            raise BLPSegError(f"{path}: {_why_unreadable(header)}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
 
 
@@ -92,16 +103,16 @@ def read_label(path: str) -> np.ndarray:
     """
     data = read_bytes(path)
     if _is_plain_grey_png(data):
+        _check_pixels(path, struct.unpack(">II", data[16:24]))
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # twice as fast as PIL
         if array is not None and array.ndim == 2:
             return array
-    try:
-        with Image.open(io.BytesIO(data)) as image:
+    with _open(path, io.BytesIO(data)) as image:
+        _check_pixels(path, image.size, _BYTES.get(image.mode, len(image.getbands())))
+        try:
             return _label_array(path, image)
-    except UnidentifiedImageError as error:
-        raise BLPSegError(f"{path}: not an image; a label is a PNG of class numbers") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BLPSegError(f"{path}: damaged label image ({describe(error)})") from error
+        except _UNREADABLE as error:
+            raise BLPSegError(f"{path}: damaged label image ({describe(error)})") from error
 
 
 def _label_array(path: str, image: ImageFile.ImageFile) -> np.ndarray:
@@ -141,17 +152,48 @@ def image_size(path: str) -> tuple[int, int]:
         BLPSegError: the file is missing or no image.
     """
     try:
-        with paths.open_file(path, "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            # Asking a PNG for EXIF data decodes all of it, unless the header has told.
-            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
-            if exif.get(_ORIENTATION, 1) in _SWAPS_SIDES:
-                width, height = height, width
-            return height, width
+        with paths.open_file(path, "rb") as file:
+            return upright_size(path, file)
     except FileNotFoundError as error:
         raise BLPSegError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BLPSegError(f"{path}: not a readable image ({describe(error)})") from error
+    except OSError as error:
+        raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error
+
+
+def upright_size(where: str, file: IO[bytes]) -> tuple[int, int]:
+    """(height, width) of the image in an open file, turned as its EXIF data say.
+
+    Raises:
+        BLPSegError: it is no image of the kinds that are read; ``where`` is named.
+    """
+    with _open(where, file) as image:
+        try:
+            # Asking a PNG for EXIF data decodes all of it, unless the header has told.
+            exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+            turned = exif.get(_ORIENTATION, 1) in _SWAPS_SIDES
+        except _UNREADABLE as error:
+            raise BLPSegError(f"{where}: damaged image ({describe(error)})") from error
+        width, height = image.size[::-1] if turned else image.size
+        return height, width
+
+
+def _open(where: str, file: IO[bytes]) -> ImageFile.ImageFile:
+    """The header of an image. :class:`BLPSegError` for what is none of the kinds that are read."""
+    try:
+        return Image.open(file, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        reason = "not an image: PNG, JPEG, BMP, TIFF and WebP are read" if file.read(1) else "the file is empty"
+        raise BLPSegError(f"{where}: {reason}") from error
+    except Image.DecompressionBombError as error:
+        raise BLPSegError(f"{where}: more than {MOST_PIXELS} pixels; reduce the image") from error
+    except _UNREADABLE as error:
+        raise BLPSegError(f"{where}: damaged image ({describe(error)})") from error
+
+
+def _check_pixels(where: str, size: tuple[int, int], bytes_a_pixel: int = 1) -> None:
+    if size[0] * size[1] * bytes_a_pixel > MOST_PIXELS:
+        raise BLPSegError(f"{where}: {size[0]} x {size[1]} pixels are too many; reduce the image")
 
 
 def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = None, *, durable: bool = False) -> None:
@@ -313,12 +355,9 @@ def _is_cut_jpeg(data: bytes) -> bool:
     return data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
 
 
-def _why_unreadable(data: bytes) -> str:
+def _why_unreadable(image: ImageFile.ImageFile) -> str:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return f"a {image.format} of mode {image.mode} has no 8-bit colours; save it as 8- or 16-bit PNG"
-    except UnidentifiedImageError:
-        return "not an image" if data else "the file is empty"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image.load()
+        return f"a {image.format} of mode {image.mode} has no 8-bit colours; save it as 8- or 16-bit PNG"
+    except _UNREADABLE as error:
         return f"damaged image ({describe(error)})"

@@ -293,3 +293,76 @@ def test_camvid_problems_are_named(camvid_tree, capsys):
     assert (root / "trainscribble/train2.png").exists()
     with pytest.raises(BLPSegError, match="no such folder; datasets/README.md"):
         prepare_camvid.prepare(str(root / "nowhere"))
+
+
+def h5_links(path):
+    with h5py.File(path, "w") as file:
+        file["label"], file["scribble"] = np.zeros((2, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+        file["image"] = h5py.ExternalLink(str(path.with_name("secret.h5")), "image")
+
+
+def h5_elsewhere(path):
+    with h5py.File(path, "w") as file:
+        file["label"], file["scribble"] = np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)
+        secret = [(str(path.with_name("secret.h5")), 0, 64)]
+        file.create_dataset("image", (4, 4), np.float32, external=secret)
+
+
+def h5_bomb(path):
+    with h5py.File(path, "w") as file:
+        for key in ("image", "label", "scribble"):
+            file.create_dataset(key, (1 << 16, 1 << 16), np.uint8, chunks=(1024, 1024), compression="gzip")
+
+
+@pytest.mark.parametrize("make", [h5_links, h5_elsewhere, h5_bomb])
+def test_acdc_reads_numbers_of_the_file_alone(tmp_path, capsys, make):
+    folder = tmp_path / "ACDC/ACDC_training_slices"
+    folder.mkdir(parents=True)
+    write_h5(folder / "secret.h5", np.ones((4, 4)), np.ones((4, 4)), np.ones((4, 4)))
+    make(folder / "patient030_frame01_slice_0.h5")
+    assert prepare_acdc.prepare(str(tmp_path / "ACDC"), str(tmp_path / "out"), workers=1) == 1
+    assert "patient030_frame01_slice_0.h5: image " in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def mat_nested(path):
+    value = np.zeros((1, 1), object)
+    for _ in range(200):
+        outer = np.zeros((1, 1), object)
+        outer[0, 0] = value
+        value = outer
+    savemat(path, {"LabelMap": value})
+
+
+MATS = {
+    "cells in cells": mat_nested,
+    "more than memory": lambda path: savemat(path, {"LabelMap": np.zeros((1 << 14, 1 << 14))}, do_compression=True),
+    "version 4": lambda path: savemat(path, {"LabelMap": np.zeros((3, 3))}, format="4"),
+    "cut short": lambda path: path.write_bytes(b"MATLAB".ljust(126) + b"IM" + b"\x0f\0\0\0\xff\xff\xff\x7f"),
+}
+
+
+@pytest.mark.parametrize("name", MATS)
+def test_context_mat_is_one_line(context, capsys, name):
+    root, _ = context
+    MATS[name](root / "SegmentationClass/c.mat")
+    assert prepare_pascal_context.prepare(str(root), workers=1) == 1
+    assert "c.mat: not a .mat file with LabelMap" in capsys.readouterr().err
+
+
+def test_what_was_not_made_here_stays(context, h5, camvid_tree, capsys):
+    """Of each command: a file of somebody else's is named and left alone, and replaced with force."""
+    (tree, _), (root, _), (camvid, _) = context, h5, camvid_tree
+    for path, run in (
+        (tree / "SegmentationClass/a.png", lambda **o: prepare_pascal_context.prepare(str(tree), workers=1, **o)),
+        (root / "out/masks/train/patient021_frame01_slice_4.png",
+         lambda **o: prepare_acdc.prepare(str(root / "ACDC"), str(root / "out"), workers=1, **o)),
+        (camvid / "trainscribble/train1.png", lambda **o: prepare_camvid.prepare(str(camvid), workers=1, **o)),
+    ):  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((36, 48), np.uint8))
+        before = path.read_bytes()
+        assert run() == 1 and path.read_bytes() == before
+        assert f"{path}: not made by this command" in capsys.readouterr().err
+        assert run(force=True) == 0 and path.read_bytes() != before
+        assert run() == 0

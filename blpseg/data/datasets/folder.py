@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from ...utils.errors import BLPSegError
@@ -29,6 +30,11 @@ def register_folder(cfg: CfgNode) -> None:
     folder = cfg.DATASETS.FOLDER
     if not folder.NAME:
         return
+    if not re.fullmatch(r"[\w-][\w.-]*", folder.NAME):
+        raise BLPSegError(
+            f"DATASETS.FOLDER.NAME {folder.NAME!r}: results are written into folders of that name; use letters, "
+            "digits, '_', '-' and '.'"
+        )
     if not folder.ROOT:
         raise BLPSegError("DATASETS.FOLDER.ROOT is empty; set it to the folder that holds images/, scribbles/, masks/")
     from detectron2.data import DatasetCatalog
