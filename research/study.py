@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import difflib
 import fcntl
 import io
 import json
@@ -38,27 +37,20 @@ Key = tuple[str, str, int]  # data set, method, seed
 @dataclass(frozen=True)
 class Run:
     """One training and its evaluation. ``options`` are config keys and values in turn; ``root`` is its
-    DETECTRON2_DATASETS, "" for that of the study."""
+    DETECTRON2_DATASETS, "" for that of the study; ``folder`` holds its files, below the study's."""
 
-    data: str
-    method: str
-    seed: int
+    key: Key
     config: str
     options: tuple[str, ...]
     root: str
-
-    @property
-    def key(self) -> Key:
-        return self.data, self.method, self.seed
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.key))
 
     @property
     def folder(self) -> str:
-        """Folder of its files, relative to the study's."""
-        names = (re.sub(r"[^A-Za-z0-9.=+-]+", "_", name).strip("_.") or "_" for name in (self.data, self.method))
-        return os.path.join("runs", *names, f"seed{self.seed}")
+        names = (re.sub(r"[^A-Za-z0-9.=+-]+", "_", name).strip("_.") or "_" for name in self.key[:2])
+        return os.path.join("runs", *names, f"seed{self.key[2]}")
 
 
 @dataclass(frozen=True)
@@ -112,13 +104,14 @@ def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
     entries = {n: _mapping(e, f"{path}: methods: {n}") for n, e in _mapping(content["methods"], path).items()}
     methods = {n: _seeds(e.pop("seeds", content["seeds"]), f"{path}: {n}: seeds") for n, e in entries.items()}
     data = {n: _mapping(e, f"{path}: data: {n}", _DATA_KEYS) for n, e in _mapping(content["data"], path).items()}
-    compare = [_known(pair, methods, f"{path}: compare") for pair in content.get("compare") or []]
-    if any(len(pair) != 2 for pair in compare):
-        raise BLPSegError(f"{path}: compare must be a list of pairs of methods: [[BLP + LAM, LAM]]")
+    compare = [_known(pair, methods, f"{path}: compare", 2) for pair in content.get("compare") or []]
     bounds = {n: _known([e.get("upper_bound_of", n)], data, f"{path}: {n}: upper_bound_of")[0] for n, e in data.items()}
     prepare = {n: _fill([shlex.split(str(c)) for c in e.get("prepare") or []], output) for n, e in data.items()}
-    reference, upper_bound = content.get("reference", next(iter(methods))), content.get("upper_bound", "")
-    _known([reference, upper_bound] if upper_bound else [reference], methods, path)
+    named = [
+        content.get("reference", next(iter(methods))),
+        *([content["upper_bound"]] if "upper_bound" in content else []),
+    ]
+    reference, upper_bound = [*_known(named, methods, path), ""][:2]
     runs: list[Run] = []
     for name, entry in data.items():
         where, config = f"{path}: data: {name}", entry.get("config", content.get("config"))
@@ -129,12 +122,12 @@ def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
         root = _fill(str(entry.get("root") or ""), output)
         for method in _known(entry.get("methods", list(methods)), methods, f"{where}: methods"):
             given = [str(_fill(x, output)) for pair in {**common, **entries[method]}.items() for x in pair]
-            runs += [Run(name, method, s, config, (*given, "SEED", str(s)), root) for s in methods[method]]
-    runs.sort(key=lambda run: run.seed)  # stable: data sets and methods stay in order
+            runs += [Run((name, method, s), config, (*given, "SEED", str(s)), root) for s in methods[method]]
+    runs.sort(key=lambda run: run.key[2])  # stable: data sets and methods stay in order
     if len({run.folder for run in runs}) < len(runs):
         raise BLPSegError(f"{path}: two data sets or methods would share a folder; rename one")
     metrics = {column: str(metric) for column, metric in _mapping(content["metrics"], f"{path}: metrics").items()}
-    return Study(metrics, str(reference), str(upper_bound), compare, methods, bounds, prepare, runs)
+    return Study(metrics, reference, upper_bound, compare, methods, bounds, prepare, runs)
 
 
 def check_configs(study: Study) -> None:
@@ -143,7 +136,7 @@ def check_configs(study: Study) -> None:
     Raises:
         BLPSegError: a config file or one of the options is wrong.
     """
-    for run in {(run.data, run.method): run for run in study.runs}.values():
+    for run in {run.key[:2]: run for run in study.runs}.values():
         try:
             get_cfg(run.config, list(run.options))
         except BLPSegError as error:
@@ -156,15 +149,13 @@ def _mapping(entry, where: str, keys: Sequence[str] = ()) -> dict:
         raise BLPSegError(f"{where}: expected names with values, found {type(entry).__name__}")
     entry = {str(key): value for key, value in (entry or {}).items()}
     if unknown := [key for key in entry if keys and key not in keys]:
-        near = difflib.get_close_matches(unknown[0], keys, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}"
-        raise BLPSegError(f"{where}: unknown key {unknown[0]!r}; {hint}")
+        raise BLPSegError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(keys)}")
     return entry
 
 
-def _known(names, known, where: str) -> list[str]:
-    if not isinstance(names, list):
-        raise BLPSegError(f"{where}: expected a list, found {names!r}")
+def _known(names, known, where: str, count: int | None = None) -> list[str]:
+    if not isinstance(names, list) or (count and len(names) != count):
+        raise BLPSegError(f"{where}: expected a list{f' of {count} names' if count else ''}, found {names!r}")
     if unknown := [str(name) for name in names if str(name) not in known]:
         raise BLPSegError(f"{where}: {unknown[0]!r} is not in the study; it has {', '.join(known)}")
     return [str(name) for name in names]
@@ -229,7 +220,7 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1, com
         pool = _Pool(study, output, threads, command)
         pending = [run for run in study.runs if not pool.is_done(run)]
         print(f"{len(study.runs)} runs, {len(study.runs) - len(pending)} done; {jobs} at a time", flush=True)
-        for name, root in {run.data: run.root for run in pending}.items():
+        for name, root in {run.key[0]: run.root for run in pending}.items():
             for words in study.prepare[name]:
                 print(f"{name}: {shlex.join(words)}", flush=True)
                 environment = {**os.environ, **({"DETECTRON2_DATASETS": root} if root else {})}
@@ -287,7 +278,7 @@ class _Pool:
         given, before = [run.config, *run.options], _read_json(os.path.join(folder, "run.json"))
         if (before["given"] != given) if before else os.listdir(folder):
             raise BLPSegError(f"{folder}: holds a run with other options; move it away, or choose another --output")
-        self._note(folder, given, 0.0 if before is None else before["seconds"])
+        self._note(folder, given, before["seconds"] if before else 0.0)
         environment = dict(os.environ, OMP_NUM_THREADS=str(self.threads), OPENCV_FOR_THREADS_NUM=str(self.threads))
         if run.root:
             environment["DETECTRON2_DATASETS"] = run.root
@@ -310,22 +301,25 @@ class _Pool:
         self._note(folder, [run.config, *run.options], total)
         if status:
             raise BLPSegError(f"{_last_line(os.path.join(folder, 'console.txt'))} (status {status}; see {folder})")
-        lines, key = _scalars(folder), {"data": run.data, "method": run.method, "seed": run.seed}
-        scores = _scores(self.study, folder, lines)
-        gpu = get_cfg(run.config, list(run.options)).MODEL.DEVICE != "cpu" and torch.cuda.is_available()
+        scores, curve, iterations = _measured(self.study.metrics, folder)
+        gpu = torch.cuda.is_available() and get_cfg(run.config, list(run.options)).MODEL.DEVICE != "cpu"
+        key = dict(zip(("data", "method", "seed"), run.key, strict=True))
         row = {
-            **key, **scores, "iterations": lines[-1]["iteration"] + 1, "seconds": round(total, 1), "config": run.config,
+            **key, **scores, "iterations": iterations, "seconds": round(total, 1), "config": run.config,
             "options": shlex.join(run.options), "root": run.root,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "git_revision": self.versions["git_revision"], "torch": self.versions["torch"],
             "device": torch.cuda.get_device_name() if gpu else "cpu", "threads": self.threads,
         }  # fmt: skip
-        self.rows[run.key] = [row]
-        self.curves[run.key] = [{**key, **point} for point in _curve(self.study, lines)]
+        self.rows[run.key], self.curves[run.key] = [row], [{**key, **point} for point in curve]
         order = dict.fromkeys([*(run.key for run in self.study.runs), *self.rows])
         # The rows last: a run whose row is there has its curve too, wherever this is cut off.
         for name, table in ((CURVES, self.curves), (ROWS, self.rows)):
-            _write_csv(os.path.join(self.output, name), [row for key in order for row in table.get(key, ())])
+            rows, text = [row for key in order for row in table.get(key, ())], io.StringIO()
+            writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_bytes_atomic(os.path.join(self.output, name), text.getvalue().encode())
         said = ", ".join(f"{column} {value}" for column, value in scores.items())
         print(f"[{sum(map(self.is_done, self.study.runs))}/{len(self.study.runs)}] {run}: {said}", flush=True)
 
@@ -355,51 +349,30 @@ def _read_json(path: str):
         return None
 
 
-def _scalars(folder: str) -> list[dict]:
-    path = os.path.join(folder, "metrics.json")
+def _measured(metrics: dict[str, str], folder: str) -> tuple[dict[str, str], list[dict], int]:
+    """Column -> value of a finished run, the evaluations on the way, and the number of iterations.
+
+    A value is "nan" where the data set has no such task, or the metric is no number.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file if line.strip()]
-        return sorted(lines, key=lambda line: line["iteration"])
-    except (OSError, ValueError) as error:
-        raise BLPSegError(f"{path}: {describe(error)}; delete the run's folder and start the study again") from error
-
-
-def _scores(study: Study, folder: str, lines: list[dict]) -> dict[str, str]:
-    """Column -> value of a finished run; "nan" where its data set has no such task, or the value is no number."""
-    path = os.path.join(folder, "results.json")
-    results = _read_json(path)
-    if not results:
-        raise BLPSegError(f"{path}: missing or cut short; start the study again")
-    found = flatten_results_dict(next(iter(results.values())) if len(results) == 1 else results)
-    tasks = {name.rsplit("/", 1)[0] for name in found}
-    for metric in study.metrics.values():
+        with open(os.path.join(folder, "metrics.json"), encoding="utf-8") as file:
+            lines = sorted(map(json.loads, filter(str.strip, file)), key=lambda line: line["iteration"])
+        with open(os.path.join(folder, "results.json"), encoding="utf-8") as file:
+            results = json.load(file)
+        found = flatten_results_dict(next(iter(results.values())) if len(results) == 1 else results)
+    except (OSError, ValueError, KeyError) as error:
+        raise BLPSegError(f"{folder}: {describe(error)}; delete the folder and start the study again") from error
+    tasks, points = {name.rsplit("/", 1)[0] for name in found}, {}
+    for column, metric in metrics.items():
         if metric.startswith("train/"):
             logged = [line[metric[6:]] for line in lines if metric[6:] in line]
             tail = logged[-max(1, len(logged) // 10) :]  # one step is one batch
             found[metric] = sum(tail) / len(tail) if tail else None
         elif metric not in found and metric.rsplit("/", 1)[0] in tasks:  # a typo
             raise BLPSegError(f"no {metric} among the scores: correct the study file; there are {', '.join(found)}")
-    return {column: _cell(found.get(metric)) for column, metric in study.metrics.items()}
-
-
-def _curve(study: Study, lines: list[dict]) -> list[dict]:
-    """The evaluations of a run on the way, a row each."""
-    points: dict[int, dict] = {}
-    for line in lines:
-        for column, metric in study.metrics.items():
+        for line in lines:
             if (value := line.get(f"eval/{metric}", line.get(metric))) is not None:
-                points.setdefault(line["iteration"] + 1, {})[column] = _cell(value)
-    return [{"iteration": iteration, **values} for iteration, values in points.items()]
-
-
-def _cell(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.4f}"
-
-
-def _write_csv(path: str, rows: list[dict]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes_atomic(path, text.getvalue().encode())
+                point = points.setdefault(line["iteration"] + 1, {"iteration": line["iteration"] + 1})
+                point[column] = f"{value:.4f}"
+    scores = {c: "nan" if found.get(m) is None else f"{found[m]:.4f}" for c, m in metrics.items()}
+    return scores, [points[iteration] for iteration in sorted(points)], lines[-1]["iteration"] + 1
