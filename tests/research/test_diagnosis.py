@@ -13,7 +13,7 @@ from blpseg import get_cfg
 from blpseg.modeling.local_aggregation import aggregation_weights, local_aggregation
 from blpseg.utils.errors import BLPSegError
 from datasets.make_synthetic import make_synthetic
-from research.diagnosis import Diagnosis, run
+from research.diagnose import Diagnosis, diagnose
 
 
 @pytest.mark.parametrize("impl,radius", [("dense", np.inf), ("window", 2.25)])
@@ -54,26 +54,26 @@ def test_counts_by_hand(diagnosis):
     everything = rows["all"]
     assert everything["annotated"] == pytest.approx(100 * 5 / (30 * 32))
     q = found["annotation_prob"].numpy()
-    assert everything["predicted to be"] == pytest.approx(100 * (1 - q[-1][2:]).mean(), rel=1e-4)
+    assert everything["believed to be"] == pytest.approx(100 * (1 - q[-1][2:]).mean(), rel=1e-4)
     at = [(10, 2), (10, 3), (10, 4), (10, 5), (20, 17)]
     p = found["sem_seg"].softmax(0).numpy()
     of_label = [(p[scribble[y, x], y, x], q[scribble[y, x], y, x]) for y, x in at]
     assert everything["p of label"] == pytest.approx(np.mean([a for a, _ in of_label]), rel=1e-4)
     class_q = [q[scribble[y, x], y, x] / q[:-1, y, x].sum() for y, x in at]
-    assert everything["of the class alone"] == pytest.approx(np.mean(class_q), rel=1e-3)
+    assert everything["q, of the class alone"] == pytest.approx(np.mean(class_q), rel=1e-3)
     assert everything["BLP weight"] == pytest.approx(np.mean([(1 - a * b) ** 2 for a, b in of_label]), rel=1e-4)
     # (20, 17) is two pixels from the other half; the others 10 to 13 from it, and 8 from the ignored rows.
     assert rows["2-4"]["annotated"] > 0 and rows["8-16"]["annotated"] > 0 and rows["0-2"]["annotated"] == 0
     pseudo, inside = found["pseudo_label"].numpy(), np.zeros((32, 32), bool)
     inside[2:] = True
-    by_class = diagnosis.by_class()
+    by_class = diagnosis.by_class([str(c) for c in range(5)])
     assert [row["share of the mask"] for row in by_class] == [50, 0, 0, 50, 0]
     assert [row["of the scribbles"] for row in by_class] == [80, 0, 0, 20, 0]
     for row in by_class[::3]:
-        own = inside & (mask == row["class"])
+        own = inside & (mask == int(row["class"]))
         assert row["its pixels with one"] == pytest.approx(100 * (pseudo[own] != 255).mean())
-        assert row["with the right one"] == pytest.approx(100 * (pseudo[own] == row["class"]).mean())
-        share = (pseudo[inside] == row["class"]).sum() / (pseudo[inside] != 255).sum()
+        assert row["with the right one"] == pytest.approx(100 * (pseudo[own] == int(row["class"])).mean())
+        share = (pseudo[inside] == int(row["class"])).sum() / (pseudo[inside] != 255).sum()
         assert row["of the pseudo labels"] == pytest.approx(100 * share)
     assert sum(row["share of pixels"] for name, row in rows.items() if name != "all") == pytest.approx(100)
 
@@ -113,7 +113,7 @@ def test_without_aggregation(tiny_cfg):
 
 
 @pytest.fixture
-def diagnose(tmp_path, root, monkeypatch):
+def command(tmp_path, root, monkeypatch):
     """Runs research/diagnose.py here, on generated scenes and a model that has learned nothing -> its exit status."""
     make_synthetic(str(tmp_path / "synthetic"), size=(48, 48), train=3, val=1, seed=0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -121,18 +121,18 @@ def diagnose(tmp_path, root, monkeypatch):
     torch.manual_seed(0)
     torch.save(build_model(get_cfg(str(config))).state_dict(), tmp_path / "weights.pth")
 
-    def diagnose(*arguments, opts=()) -> int:
-        command = ["diagnose.py", "--config-file", config, *arguments, "--opts", *opts]
-        monkeypatch.setattr("sys.argv", [str(x) for x in [*command, "MODEL.WEIGHTS", tmp_path / "weights.pth"]])
+    def command(*arguments, opts=()) -> int:
+        words = ["diagnose.py", "--config-file", config, *arguments, "--opts", *opts]
+        monkeypatch.setattr("sys.argv", [str(x) for x in [*words, "MODEL.WEIGHTS", tmp_path / "weights.pth"]])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(root / "research/diagnose.py"), run_name="__main__")
         return ended.value.code or 0
 
-    return diagnose
+    return command
 
 
-def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
-    assert diagnose("--output", tmp_path / "new" / "found.json") == 0
+def test_command_prints_and_writes_the_same(command, tmp_path, capsys):
+    assert command("--output", tmp_path / "new" / "found.json") == 0
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "new" / "found.json").read_text())
     assert found["images"] == 3 and found["data"] == "synthetic_scribble_train" and found["scale"] == 1
@@ -143,12 +143,12 @@ def test_command_prints_and_writes_the_same(diagnose, tmp_path, capsys):
     assert f"{found['aggregation']['mIoU of the logits after']:.3f}" in printed
 
 
-def test_mistakes_are_one_line(diagnose, capsys):
+def test_mistakes_are_one_line(command, capsys):
     for options, message in (
         (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty; name a data set with --dataset"),
         (["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"], "NUM_CLASSES 3"),
     ):
-        assert diagnose(opts=options) == 1
+        assert command(opts=options) == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert message in line
 
@@ -163,4 +163,4 @@ def test_labels_that_the_model_does_not_have(tmp_path, tiny_cfg):
         "sem_seg_file_name": str(tmp_path / "mask.png"),
     }
     with pytest.raises(BLPSegError, match=r"scribble\.png: label 5, but the model has 5 classes"):
-        run(build_model(tiny_cfg), [record], 255, "RGB", 1.0)
+        diagnose(build_model(tiny_cfg), [record], 255, "RGB", 1.0)

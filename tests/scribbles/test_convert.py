@@ -13,7 +13,7 @@ from PIL import Image
 
 from blpseg.scribbles import CONTEXT_NAMES, VOC_NAMES, convert_annotations, convert_xml_folder, formats
 from blpseg.utils.errors import BLPSegError
-from research.benchmark.stroke_files import convert_plainly, write_stroke_files
+from research.benchmark.literal import convert_plainly, write_stroke_files
 
 from .test_rasterize import plain_loop
 
