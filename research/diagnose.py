@@ -20,7 +20,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from blpseg import get_cfg
-from blpseg.data.datasets import load_records, register_folder
+from blpseg.data.datasets import load_records
 from blpseg.evaluation.inference import class_map
 from blpseg.evaluation.predictor import load_model
 from blpseg.evaluation.report import mean_iou
@@ -35,12 +35,7 @@ from blpseg.utils.labels import IGNORED
 
 
 class Diagnosis:
-    """Sums over images; :meth:`add` one, then read the tables.
-
-    Args:
-        model: trained; put into evaluation mode.
-        positions: grid positions of an image, drawn at random, whose aggregation weights are looked at.
-    """
+    """Sums over images; :meth:`add` one, then read the tables. Of LAM, ``positions`` of each image are looked at."""
 
     def __init__(self, model, positions: int = 128):
         self.model, self.positions = model.eval(), positions
@@ -55,12 +50,7 @@ class Diagnosis:
 
     @torch.no_grad()
     def add(self, image: np.ndarray, scribble: np.ndarray, mask: np.ndarray) -> None:
-        """
-        Args:
-            image: (H, W, 3) uint8 in the order of INPUT.FORMAT.
-            scribble: (H, W) uint8, 255 = not annotated.
-            mask: (H, W) uint8, 255 = ignored.
-        """
+        """(H, W, 3) uint8 in the order of INPUT.FORMAT; (H, W) uint8, 255 = not annotated; likewise, 255 = ignored."""
         model, classes = self.model, self.model.num_classes
         inputs = {
             "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
@@ -75,10 +65,11 @@ class Diagnosis:
         p = torch.from_numpy(found["sem_seg"]).softmax(dim=0).numpy()[(label, *at)]
         of_label = q[(label, *at)]
         alone = of_label / np.maximum(1 - q[(-1, *at)], 1e-12)
-        self.sums[0] += self._count(bins[labelled])
-        self.sums[2] += self._count(bins[labelled], 1 - q[-1][labelled])
-        for row, values in zip((1, 3, 4, 5, 6), (None, p, of_label, alone, found["blp_weight"][at]), strict=True):
-            self.sums[row] += self._count(bins[at], values)
+        for row, places, values in (
+            (0, labelled, None), (1, at, None), (2, labelled, 1 - q[-1][labelled]),
+            (3, at, p), (4, at, of_label), (5, at, alone), (6, at, found["blp_weight"][at]),
+        ):  # fmt: skip
+            self.sums[row] += np.bincount(bins[places], values, minlength=len(DISTANCE_EDGES))
         pseudo = found["pseudo_label"]
         trusted = labelled & (pseudo != IGNORED)
         right = trusted & (pseudo == mask)
@@ -94,9 +85,6 @@ class Diagnosis:
             index = prediction[labelled].astype(np.int64) * classes + mask[labelled]
             table += np.bincount(index, minlength=classes**2).reshape(classes, classes)
         self._look_at_weights(outputs.embedding[0], mask)
-
-    def _count(self, bins: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(bins, values, minlength=len(DISTANCE_EDGES))
 
     def _look_at_weights(self, features: torch.Tensor, mask: np.ndarray) -> None:
         height, width = features.shape[-2:]
@@ -124,12 +112,9 @@ class Diagnosis:
         "q, of the class alone" is q of the label among the classes, without "not annotated". It stays high where the
         annotation head knows the class and only doubts that people scribble there.
         """
-        names = [f"{low}-{high}" for low, high in zip(DISTANCE_EDGES, DISTANCE_EDGES[1:], strict=False)]
-        keys = ("p of label", "q of label", "q, of the class alone", "BLP weight")
-        rows = []
-        for name, values in zip(
-            [*names, f">{DISTANCE_EDGES[-1]}", "all"], [*self.sums.T, self.sums.sum(axis=1)], strict=True
-        ):
+        names = [f"{low}-{high}" for low, high in zip(DISTANCE_EDGES, [*DISTANCE_EDGES[1:], ""], strict=True)]
+        keys, rows = ("p of label", "q of label", "q, of the class alone", "BLP weight"), []
+        for name, values in zip([*names, "all"], [*self.sums.T, self.sums.sum(axis=1)], strict=True):
             if pixels := values[0]:
                 means = values[3:] / (values[1] or float("nan"))
                 row = {"distance to boundary, px": name, "share of pixels": 100 * pixels / self.sums[0].sum()}
@@ -174,11 +159,7 @@ class Diagnosis:
 
 
 def diagnose(model, records: list[dict], ignore_label: int, image_format: str, scale: float) -> Diagnosis:
-    """:class:`Diagnosis` of records with ``scribble_file_name`` and ``sem_seg_file_name``, read at ``scale``.
-
-    Raises:
-        BLPSegError: no record has both, a file is unsound, or its labels are not the model's.
-    """
+    """:class:`Diagnosis` of records that have a scribble and a dense mask, read at ``scale``."""
     records = [r for r in records if "scribble_file_name" in r and "sem_seg_file_name" in r]
     if not records:
         raise BLPSegError("no image has both a scribble and a dense mask; name another data set")
@@ -209,7 +190,6 @@ def main() -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     args = add_debug_flag(parser).parse_args()
     cfg = get_cfg(args.config_file, args.opts)
-    register_folder(cfg)
     if not (args.dataset or cfg.DATASETS.TRAIN):
         raise BLPSegError("config: DATASETS.TRAIN is empty; name a data set with --dataset")
     name = args.dataset or cfg.DATASETS.TRAIN[0]

@@ -36,8 +36,7 @@ Key = tuple[str, str, int]  # data set, method, seed
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its evaluation. ``options`` are config keys and values in turn; ``root`` is its
-    DETECTRON2_DATASETS, "" for that of the study; ``folder`` holds its files, below the study's."""
+    """One training and its evaluation; ``root`` is its DETECTRON2_DATASETS, ``folder`` its place in the study's."""
 
     key: Key
     config: str
@@ -60,8 +59,6 @@ class Study:
     Attributes:
         metrics: column -> "task/metric" of the final evaluation, or "train/NAME" for the mean of a scalar over the last
             tenth of its lines in metrics.json. Differences are shown for the first two, curves for the first.
-        reference: method that the others are paired with; upper_bound: method that shares are taken of, or "".
-        compare: further pairs of methods whose differences are shown.
         methods: name -> the seeds that it runs with.
         bounds: data set -> the data set whose upper bound its shares are of.
         prepare: data set -> the commands that make it.
@@ -79,14 +76,9 @@ class Study:
 
 
 def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
-    """Read a study file; research/README.md describes its keys.
+    """Read a study file, whose keys research/README.md describes; ``{output}`` in it is the study's folder.
 
-    Args:
-        path: of the YAML file.
-        output: the study's folder; ``{output}`` in options, roots and commands stands for it, ``{data}`` for
-            $DETECTRON2_DATASETS.
-        opts: config keys and values of all runs, above the options of the study and of its data; what a method sets
-            stays.
+    ``opts``, config keys and values in turn, are above the options of the study and of its data, not of a method.
 
     Raises:
         BLPSegError: it cannot be read, or a key or a name is unknown or missing. :func:`check_configs` checks the rest.
@@ -107,11 +99,8 @@ def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
     compare = [_known(pair, methods, f"{path}: compare", 2) for pair in content.get("compare") or []]
     bounds = {n: _known([e.get("upper_bound_of", n)], data, f"{path}: {n}: upper_bound_of")[0] for n, e in data.items()}
     prepare = {n: _fill([shlex.split(str(c)) for c in e.get("prepare") or []], output) for n, e in data.items()}
-    named = [
-        content.get("reference", next(iter(methods))),
-        *([content["upper_bound"]] if "upper_bound" in content else []),
-    ]
-    reference, upper_bound = [*_known(named, methods, path), ""][:2]
+    reference = content.get("reference", next(iter(methods)))
+    reference, upper_bound = _known([reference, content.get("upper_bound", reference)], methods, path)
     runs: list[Run] = []
     for name, entry in data.items():
         where, config = f"{path}: data: {name}", entry.get("config", content.get("config"))
@@ -131,11 +120,7 @@ def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
 
 
 def check_configs(study: Study) -> None:
-    """Build the config of every data set and method, so that a mistake is found before the first run starts.
-
-    Raises:
-        BLPSegError: a config file or one of the options is wrong.
-    """
+    """Build the config of every data set and method, so that a mistake is found before the first run starts."""
     for run in {run.key[:2]: run for run in study.runs}.values():
         try:
             get_cfg(run.config, list(run.options))
@@ -175,11 +160,7 @@ def _fill(value, output: str):
 
 
 def read_rows(path: str) -> dict[Key, list[dict[str, str]]]:
-    """The rows of a study's CSV file by data set, method and seed; empty if there is no such file.
-
-    Raises:
-        BLPSegError: it is no CSV file of a study.
-    """
+    """The rows of a study's CSV file by data set, method and seed; none if there is no such file."""
     rows: dict[Key, list[dict[str, str]]] = {}
     if os.path.exists(path):
         try:
@@ -192,17 +173,11 @@ def read_rows(path: str) -> dict[Key, list[dict[str, str]]]:
 
 
 def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1, command: Sequence[str] = TRAIN) -> int:
-    """Run what is not done yet and keep ``runs.csv`` and ``curves.csv`` in ``output`` up to date.
+    """Run what is not done yet, ``jobs`` at a time, and keep ``runs.csv`` and ``curves.csv`` in ``output`` up to date.
 
     A run is done when its row has its config and options and a value in every column. One that was interrupted goes on
-    from its newest checkpoint. A run that fails is reported, and the others go on.
-
-    Args:
-        study: from :func:`load_study`, with the same ``output``.
-        output: folder of the study.
-        jobs: runs at a time; with several GPUs they take them in turn.
-        threads: CPU threads of each run.
-        command: the program that trains, which takes the flags of tools/train_net.py.
+    from its newest checkpoint. A run that fails is reported, and the others go on. ``command`` takes the flags of
+    tools/train_net.py.
 
     Returns:
         exit status: 0 all done, 1 a run failed, 128 + signal after SIGINT or SIGTERM.

@@ -14,30 +14,14 @@ from blpseg.utils.files import write_bytes_atomic
 
 from .study import CURVES, ROWS, Study, read_rows
 
-__all__ = ["mean_and_spread", "paired", "summarize"]
-
 _COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
 Scores = dict[tuple[str, str, str], dict[int, float]]  # (data, method, column) -> seed -> value
 
 
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (n - 1); the latter NaN for one value, both for none."""
-    values = np.asarray(list(values), dtype=float)
-    mean = float(values.mean()) if len(values) else float("nan")
-    return mean, float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-
-
-def paired(scores: dict[int, float], reference: dict[int, float]) -> list[float]:
-    """Differences to the reference of the seeds that both have."""
-    return [scores[seed] - reference[seed] for seed in scores if seed in reference]
-
-
 def summarize(study: Study, folder: str) -> str:
-    """Write ``table.md``, ``scores.png`` and, where there are evaluations on the way, ``curves.png``.
+    """Write ``table.md``, ``scores.png`` and ``curves.png`` from ``runs.csv`` and ``curves.csv`` in ``folder``.
 
-    Args:
-        study: gives order, reference and upper bound; rows of methods that it does not have are left out.
-        folder: holds ``runs.csv`` and ``curves.csv``, and takes the results.
+    Rows that are not of the study are left out.
 
     Returns:
         the table, Markdown.
@@ -52,19 +36,20 @@ def summarize(study: Study, folder: str) -> str:
             value = _number(rows[-1].get(column), ROWS, column)
             if not np.isnan(value):
                 scores.setdefault((data, method, column), {})[seed] = value
-    data = [d for d in study.bounds if any(key[0] == d for key in scores)]
-    if not data:
+    found = [d for d in study.bounds if any(key[0] == d for key in scores)]
+    if not found:
         raise BLPSegError(f"{os.path.join(folder, ROWS)}: no finished run of this study to sum up; run it first")
-    text = "\n\n".join(_table(study, scores, d) for d in data) + "\n"
+    text = "\n\n".join(_table(study, scores, d) for d in found) + "\n"
     write_bytes_atomic(os.path.join(folder, "table.md"), text.encode())
-    _draw_scores(study, scores, data).savefig(os.path.join(folder, "scores.png"))
+    _draw_scores(study, scores, found).savefig(os.path.join(folder, "scores.png"))
     first, most = next(iter(study.metrics)), max(map(len, study.methods.values()))
-    points: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for (d, method, seed), rows in read_rows(os.path.join(folder, CURVES)).items():
-        if (d, method, seed) in runs and len(study.methods[method]) == most:  # others would crowd the figure
+    points: dict[str, dict[str, dict[float, list[float]]]] = {}
+    for (data, method, seed), rows in read_rows(os.path.join(folder, CURVES)).items():
+        if (data, method, seed) in runs and len(study.methods[method]) == most:  # others would crowd the figure
+            curve = points.setdefault(data, {}).setdefault(method, {})
             for row in rows:
-                place = points.setdefault((d, method), {}).setdefault(int(_number(row["iteration"], CURVES, "it")), [])
-                place.append(_number(row.get(first), CURVES, first))
+                at = _number(row.get("iteration"), CURVES, "iteration")
+                curve.setdefault(at, []).append(_number(row.get(first), CURVES, first))
     if points:
         _draw_curves(study, points, first).savefig(os.path.join(folder, "curves.png"))
     return text
@@ -81,42 +66,37 @@ def _table(study: Study, scores: Scores, data: str) -> str:
     columns = list(study.metrics)
     main = columns[:2]
     headers = ["method", "seeds", *main, *(f"{column} - {study.reference}" for column in main)]
-    headers += [f"{main[0]}, share of {study.upper_bound}"] * bool(study.upper_bound) + columns[2:]
+    headers += [f"{main[0]}, share of {study.upper_bound}", *columns[2:]]
+
+    def differences(method: str, other: str) -> list[str]:
+        """Of the main columns, over the seeds that both methods have."""
+        sides = ((scores.get((data, m, column), {}) for m in (method, other)) for column in main)
+        return [_spread((a[seed] - b[seed] for seed in a if seed in b), "+.1f") for a, b in sides]
+
     rows = []
     for method in study.methods:
         values = [scores.get((data, method, column), {}) for column in columns]
-        if not any(values):
-            continue
-        row = [method, max(map(len, values)), *(_spread(v.values()) for v in values[:2])]
-        others = [scores.get((data, study.reference, column), {}) for column in main]
-        row += [_difference(paired(v, o)) * (method != study.reference) for v, o in zip(values, others, strict=False)]
-        if study.upper_bound:
+        if any(values):
             bound = scores.get((study.bounds[data], study.upper_bound, main[0]), {})
             shares = [100 * value / bound[seed] for seed, value in values[0].items() if bound.get(seed)]
+            row = [method, max(map(len, values)), *(_spread(v.values()) for v in values[:2])]
+            row += differences(method, study.reference) if method != study.reference else [""] * len(main)
             row.append(f"{np.mean(shares):.0f} %" if shares else "")
-        rows.append(row + [_spread(v.values(), ".2f") for v in values[2:]])
+            rows.append(row + [_spread(v.values(), ".2f") for v in values[2:]])
     parts = [f"### {data}", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)]
-    pairs = []
-    for pair in study.compare:
-        first, second = ([scores.get((data, method, column), {}) for column in main] for method in pair)
-        differences = [paired(a, b) for a, b in zip(first, second, strict=True)]
-        if any(differences):
-            pairs.append([" - ".join(f"({m})" if " + " in m else m for m in pair), *map(_difference, differences)])
-    if pairs:
+    pairs = [(" - ".join(f"({m})" if " + " in m else m for m in pair), *differences(*pair)) for pair in study.compare]
+    if pairs := [pair for pair in pairs if any(pair[1:])]:
         parts.append(tabulate(pairs, headers=["difference", *main], tablefmt="github", disable_numparse=True))
     return "\n\n".join(parts)
 
 
-def _difference(values: list[float]) -> str:
-    higher = sum(d > 0 for d in values)
-    return f"{_spread(values, '+.1f')} ({higher}/{len(values)} higher)" if values else ""
-
-
 def _spread(values: Iterable[float], spec: str = ".1f") -> str:
-    mean, deviation = mean_and_spread(values)
-    if np.isnan(mean):
+    """Mean and sample standard deviation (n - 1); of differences also how many are above 0."""
+    values = np.array(list(values))
+    if not len(values):
         return ""
-    return f"{mean:{spec}}" if np.isnan(deviation) else f"{mean:{spec}} ± {deviation:{spec.lstrip('+')}}"
+    text = f"{values.mean():{spec}}" + (f" ± {values.std(ddof=1):{spec.lstrip('+')}}" if len(values) > 1 else "")
+    return text + f" ({(values > 0).sum()}/{len(values)} higher)" * spec.startswith("+")
 
 
 def _draw_scores(study: Study, scores: Scores, data: list[str]) -> Figure:
@@ -128,11 +108,9 @@ def _draw_scores(study: Study, scores: Scores, data: list[str]) -> Figure:
     for line, column in zip(axes, main, strict=True):
         for ax, d in zip(line, data, strict=True):
             for place, method in enumerate(methods):
-                values = list(scores.get((d, method, column), {}).values())
-                color = _COLORS[place % len(_COLORS)]
+                values, color = [*scores.get((d, method, column), {}).values()], _COLORS[place % len(_COLORS)]
                 ax.plot(values, [place] * len(values), "o", color=color, alpha=0.55, markersize=4)
-                if values:
-                    ax.plot([np.mean(values)], [place], "|", color=color, markersize=14, markeredgewidth=2.5)
+                ax.plot([np.mean(values or [np.nan])], [place], "|", color=color, markersize=14, markeredgewidth=2.5)
             ax.set(title=d, xlabel=column)
             ax.grid(axis="x", alpha=0.3)
         line[0].set_yticks(range(len(methods)), methods, fontsize=8)
@@ -140,23 +118,17 @@ def _draw_scores(study: Study, scores: Scores, data: list[str]) -> Figure:
     return figure
 
 
-def _draw_curves(study: Study, points: dict[tuple[str, str], dict[int, list[float]]], column: str) -> Figure:
-    """The first column on the validation images by iteration: mean over seeds, band of the extremes."""
-    data = [d for d in study.bounds if any(key[0] == d for key in points)]
-    columns = min(3, len(data))
-    lines = -(-len(data) // columns)
-    figure = Figure(figsize=(4.2 * columns + 1.9, 3.2 * lines), dpi=110, layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    handles: dict = {}
-    for ax in axes[len(data) :]:
-        ax.set_visible(False)
-    for ax, d in zip(axes, data, strict=False):
+def _draw_curves(study: Study, points: dict, column: str) -> Figure:
+    """``column`` on the validation images by iteration: mean over seeds, band of the extremes."""
+    figure = Figure(figsize=(3.6 * len(points) + 2.4, 3.2), dpi=110, layout="constrained")
+    axes, handles = figure.subplots(1, len(points), squeeze=False)[0], {}
+    for ax, data in zip(axes, [d for d in study.bounds if d in points], strict=True):
         for place, method in enumerate(study.methods):
-            if found := points.get((d, method)):
+            if found := points[data].get(method):
                 at, color = sorted(found), _COLORS[place % len(_COLORS)]
                 (handles[method],) = ax.plot(at, [np.mean(found[i]) for i in at], color=color)
                 ax.fill_between(at, [min(found[i]) for i in at], [max(found[i]) for i in at], color=color, alpha=0.12)
-        ax.set(title=d, xlabel="iteration", ylabel=column)
+        ax.set(title=data, xlabel="iteration", ylabel=column)
         ax.grid(alpha=0.3)
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     return figure
