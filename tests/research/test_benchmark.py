@@ -32,7 +32,8 @@ def config(root, tmp_path):
         "MODEL:\n"
         "  BACKBONE: {NAME: build_narrow_resnet_backbone}\n"
         "  RESNETS: {STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 8}\n"
-        "  BLPSEG: {HEAD_CHANNELS: 8, DECODER: {CHANNELS: 8}}\n"
+        "  SEM_SEG_HEAD: {CONVS_DIM: 8}\n"
+        "  BLPSEG: {HEAD_CHANNELS: 8}\n"
         "SOLVER: {OPTIMIZER: SGD, BASE_LR: 0.01}\n"
     )
     return str(path)
