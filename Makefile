@@ -11,7 +11,8 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip install --python $(BIN)/python
 DATASETS := $(or $(DETECTRON2_DATASETS),datasets)
 INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -d ' ' -f 1)
-DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_tiny.yaml
+DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_lite.yaml
+PHOTOS := $(DATASETS)/photos
 
 .PHONY: install demo test lint docs dist clean
 
@@ -46,11 +47,16 @@ demo: $(INSTALLED)
 	$(BIN)/python tools/train_net.py --config-file $(DEMO_CONFIG) --resume OUTPUT_DIR output/demo/model
 	$(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --dataset synthetic_scribble_train synthetic_val --panels \
 		--limit 6 --output output/demo --opts MODEL.WEIGHTS output/demo/model/model_final.pth
-	@echo "Wrote output/demo/*_panels.png (image, scribble, annotation probability, prediction, truth),"
-	@echo "      output/demo/model (checkpoints, results.json, metrics.json, TensorBoard events) and datasets/synthetic."
-	@echo "Next: your own photos, with the model just trained or a folder of your own (README.md):"
-	@echo "      $(BIN)/python tools/demo.py --config-file $(DEMO_CONFIG) --input 'photos/*.jpg' --output output/photos \\"
-	@echo "          --opts MODEL.WEIGHTS output/demo/model/model_final.pth"
+	$(BIN)/python datasets/make_photos.py
+	$(BIN)/python tools/train_net.py --config-file $(PHOTOS)/config.yaml --resume OUTPUT_DIR output/demo/photos_model \
+		SOLVER.MAX_ITER 120 SOLVER.IMS_PER_BATCH 4
+	$(BIN)/python tools/demo.py --config-file $(PHOTOS)/config.yaml --dataset photos_train --panels \
+		--output output/demo/photos --opts MODEL.WEIGHTS output/demo/photos_model/model_final.pth
+	@echo "Wrote output/demo/photos/*_panels.png: four photographs, the strokes on them, annotation probability, prediction;"
+	@echo "      output/demo/*_panels.png: generated scenes with their truth; output/demo/model: checkpoints, results.json,"
+	@echo "      metrics.json, TensorBoard events. The data lie in $(DATASETS)/photos and $(DATASETS)/synthetic."
+	@echo "Next: draw more strokes on the photographs, or a project of your own photos (docs/GETTING_STARTED.md):"
+	@echo "      $(BIN)/python tools/annotate.py $(PHOTOS) --open"
 
 # One thread a process: on a busy machine two threads wait for each other.
 test: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -21,17 +22,24 @@ from .inference import Inference, class_map
 
 __all__ = ["Predictor", "load_model"]
 
+logger = logging.getLogger(__name__)
+
 
 def load_model(cfg: CfgNode) -> nn.Module:
     """The model of a config with ``MODEL.WEIGHTS`` in it, on ``MODEL.DEVICE``, in evaluation mode.
 
+    Where there is no GPU, ``cuda`` is the CPU, with a warning.
+
     Raises:
-        BLPSegError: the weights are missing or of another model, or the device is not there.
+        BLPSegError: the weights are missing or of another model.
     """
     from ..checkpoint import load_weights  # here, since the engine's trainer imports evaluation
 
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-        raise BLPSegError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: no CUDA device here; use MODEL.DEVICE cpu")
+        logger.warning(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: there is no GPU here, the CPU is used")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
     if not cfg.MODEL.WEIGHTS:
         raise BLPSegError("MODEL.WEIGHTS is empty; name the checkpoint to use, e.g. MODEL.WEIGHTS model_final.pth")
     model = build_model(cfg).eval()

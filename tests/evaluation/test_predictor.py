@@ -159,11 +159,13 @@ def test_unusable_configs_are_refused(cfg, tmp_path):
         other.merge_from_list(options)
         with pytest.raises(BLPSegError, match=message):
             blpseg.Predictor(other)
-    if not torch.cuda.is_available():
-        other = cfg.clone()
-        other.MODEL.DEVICE = "cuda"
-        with pytest.raises(BLPSegError, match="no CUDA device"):
-            Predictor(other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_cpu_is_used(cfg, caplog):
+    cfg.MODEL.DEVICE = "cuda"
+    assert Predictor(cfg).model.device.type == "cpu"
+    assert "there is no GPU here" in caplog.text
 
 
 def test_the_readme_example_runs(tmp_path, monkeypatch):
