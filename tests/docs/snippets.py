@@ -11,7 +11,6 @@ Each process is forked from one that has imported BLPSeg already, which saves ha
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import re
@@ -114,12 +113,10 @@ def _child(arguments: list[str], folder: str, environment: dict[str, str], outpu
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.path.insert(0, folder)
-    with contextlib.ExitStack() as stack:
-        for name in ("stdout", "stderr"):
-            setattr(sys, name, stack.enter_context(open(1 if name == "stdout" else 2, "w", closefd=False)))
-        if arguments[0] == "-m":
-            sys.argv = arguments[1:]
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = arguments
-            runpy.run_path(arguments[0], run_name="__main__")
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
