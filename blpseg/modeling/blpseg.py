@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,11 +12,12 @@ from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import nn
 
+from ..utils.labels import IGNORED
 from ..utils.state_dict import current_name
 from .local_aggregation import LocalAggregation
-from .losses import build_losses
+from .losses import Loss, build_losses
 from .losses.loss import log_scalar
-from .outputs import PADDING, Outputs, Targets, upsample
+from .outputs import Outputs, Targets, upsample
 from .pseudo_labels import pseudo_labels
 from .sem_seg_head import BLPSegHead, build_head
 
@@ -30,13 +31,17 @@ class BLPSeg(nn.Module):
     Detectron2 counterpart: :class:`detectron2.modeling.SemanticSegmentor`.
     """
 
+    sem_seg_head: BLPSegHead
+    losses: Mapping[str, Loss]
+    pixel_mean: torch.Tensor
+
     @configurable
     def __init__(
         self,
         *,
         backbone: Backbone,
         sem_seg_head: BLPSegHead,
-        losses: nn.ModuleDict,
+        losses: Mapping[str, Loss],
         num_classes: int,
         self_training_start: int | None,
         self_training_threshold: float,
@@ -142,7 +147,7 @@ class BLPSeg(nn.Module):
 
     def compute_losses(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The training losses by name, times their weights; ``images`` are those that ``outputs`` are of."""
-        inside = (targets.scribble != PADDING).sum().clamp(min=1)
+        inside = (targets.scribble != IGNORED).sum().clamp(min=1)
         log_scalar("annotated_share", (targets.scribble < self.num_classes).sum() / inside)
         with torch.autocast(images.device.type, enabled=False):
             return {name: loss.loss_weight * loss(outputs, targets, images) for name, loss in self.losses.items()}
@@ -160,7 +165,7 @@ class BLPSeg(nn.Module):
 
     def _labels(self, batched_inputs: list[dict], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scribble and image classes of :class:`Targets`."""
-        scribble = images.new_full((len(images), *images.shape[-2:]), PADDING, dtype=torch.long)
+        scribble = images.new_full((len(images), *images.shape[-2:]), IGNORED, dtype=torch.long)
         for target, x in zip(scribble, batched_inputs, strict=True):
             height, width = x["scribble"].shape
             target[:height, :width] = x["scribble"]

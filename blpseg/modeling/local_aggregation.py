@@ -315,7 +315,7 @@ class _Grid:
         shift = down * self.columns + right
         if self.like.device.type != "cpu":
             return [(i, i + shift) for i in first.to(self.like.device).split(self.chunk)]
-        chunks = []
+        chunks: list[list[int]] = []
         for block in first.tolist():
             if chunks and block == chunks[-1][1] and block - chunks[-1][0] < self.chunk:
                 chunks[-1][1] += 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["PADDING", "Outputs", "Targets", "upsample"]
-
-PADDING = 255  # label of pixels outside the image, and of those without supervision
+__all__ = ["Outputs", "Targets", "upsample"]
 
 
 class Outputs(NamedTuple):
@@ -17,14 +16,14 @@ class Outputs(NamedTuple):
 
     Attributes:
         logits: (N, C, h, w) segmentation logits, after local aggregation where that is on.
-        annotation_logits: (N, C + 1, h, w), the last channel "not annotated"; None if they were not asked for.
+        annotation_logits: (N, C + 1, h, w), the last channel "not annotated"; (N, 0, h, w) if they were not asked for.
         features: (N, D, h, w) the pixel decoder's output, from which both are predicted.
         raw_logits: (N, C, h, w) segmentation logits before local aggregation.
         embedding: (N, E, h', w') what local aggregation compares; None without it.
     """
 
     logits: torch.Tensor
-    annotation_logits: torch.Tensor | None
+    annotation_logits: torch.Tensor
     features: torch.Tensor
     raw_logits: torch.Tensor
     embedding: torch.Tensor | None
@@ -45,6 +44,6 @@ class Targets(NamedTuple):
     supervision: torch.Tensor
 
 
-def upsample(logits: torch.Tensor, size) -> torch.Tensor:
+def upsample(logits: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Logits (N, C, h, w) at ``size`` = (H, W) in float32: bilinear, align_corners=False."""
-    return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(logits.float(), size=list(size), mode="bilinear", align_corners=False)

@@ -6,7 +6,7 @@ their gradients as many again each. A loss needs them one pixel at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ DENSE_SHARE = 1 / 4
 class Pixels(NamedTuple):
     """Some pixels of a batch: (m,) ascending indices into the N H W; or whole rows, where image and rows are given."""
 
-    index: torch.Tensor
+    indices: torch.Tensor
     image: int | None = None
     rows: slice | None = None
 
@@ -57,7 +57,7 @@ class PixelSampler:
         size: (H, W) of the images.
     """
 
-    def __init__(self, maps: torch.Tensor, size: tuple[int, int]):
+    def __init__(self, maps: torch.Tensor, size: Sequence[int]):
         self.maps = maps.detach().to(torch.promote_types(maps.dtype, torch.float32))
         self.size = tuple(size)
         self.table = self.maps.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, C)
@@ -85,7 +85,7 @@ class PixelSampler:
     def log_softmax(self, pixels: Pixels) -> torch.Tensor:
         """(m, C) log-probabilities, without gradient."""
         if pixels.image is None:
-            cells, weight = self._corners(pixels.index)
+            cells, weight = self._corners(pixels.indices)
             return F.embedding_bag(cells, self.table, per_sample_weights=weight, mode="sum").log_softmax(dim=1)
         lines, weight = self.rows[0][pixels.rows], self.rows[1][pixels.rows, :, None]
         maps = self.maps[pixels.image]
@@ -97,7 +97,7 @@ class PixelSampler:
         """Add what a gradient (m, C) at the pixels is on the grid to ``out`` (N, C, h, w)."""
         if pixels.image is None:
             table = torch.zeros_like(self.table)
-            cells, weight = self._corners(pixels.index)
+            cells, weight = self._corners(pixels.indices)
             for corner in range(4):
                 table.index_add_(0, cells[:, corner], grad * weight[:, corner, None])
             out += table.view(len(out), *out.shape[2:], -1).permute(0, 3, 1, 2)
@@ -120,12 +120,12 @@ class _CrossEntropyAt(torch.autograd.Function):
         denominator = torch.zeros_like(numerator)
         wanted = (target >= 0) & (target < logits.shape[1])
         for pixels in choose_pixels(wanted):
-            here = wanted.flatten()[pixels.index, None]
-            label = target.flatten()[pixels.index, None] * here
+            here = wanted.flatten()[pixels.indices, None]
+            label = target.flatten()[pixels.indices, None] * here
             log_p = sampler.log_softmax(pixels)
             log_p_label = log_p.gather(1, label)
             weight = weigh(log_p_label, label, pixels).to(log_p) * here
-            image = pixels.index // target[0].numel()
+            image = pixels.indices // target[0].numel()
             numerator.index_add_(0, image, (-weight * log_p_label)[:, 0].double())
             denominator.index_add_(0, image, weight[:, 0].double())
             if grad_maps is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .outputs import PADDING, upsample
+from ..utils.labels import IGNORED
+from .outputs import upsample
 
 __all__ = ["pseudo_labels"]
 
@@ -24,13 +25,13 @@ def pseudo_labels(
     Returns:
         (N, H, W) long: 0..C-1 supervision, 255 none.
     """
-    label = torch.where(scribble < logits.shape[1], scribble, PADDING)
+    label = torch.where(scribble < logits.shape[1], scribble, IGNORED)
     size = scribble.shape[-2:]
     with torch.autocast(logits.device.type, enabled=False):
         # An image at a time: at image size a batch of probabilities is larger than what the network keeps of it.
         for target, annotation, x, classes in zip(label, scribble, logits, image_classes, strict=True):
             probability = upsample(x[None], size)[0].softmax(dim=0).mul_(classes[:, None, None])
             confidence, predicted = probability.max(dim=0)
-            predicted[confidence < threshold] = PADDING
+            predicted[confidence < threshold] = IGNORED
             torch.where(annotation == logits.shape[1], predicted, target, out=target)
     return label

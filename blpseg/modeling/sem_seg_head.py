@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,8 +13,9 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
 from ..utils.errors import BLPSegError
+from ..utils.labels import IGNORED
 from .local_aggregation import LocalAggregation
-from .outputs import PADDING, Outputs
+from .outputs import Outputs
 from .pixel_decoder import UPerDecoder
 from .registry import look_up
 
@@ -95,7 +97,7 @@ class BLPSegHead(nn.Module):
             embedding = self.local_aggregation.embedding(images)
             logits = self.local_aggregation(raw_logits, embedding)
         # Detached: where people scribble must not shape the features that segment (METHOD section 2).
-        annotation_logits = self.annotation_head(decoded.detach()) if annotation else None
+        annotation_logits = self.annotation_head(decoded.detach()) if annotation else raw_logits[:, :0]
         return Outputs(logits, annotation_logits, decoded, raw_logits, embedding)
 
 
@@ -115,6 +117,8 @@ def _scribble_parts(cfg: CfgNode, channels: int) -> dict[str, nn.Module | None]:
 
 class _Layers(nn.Module):
     """The layers of a head in Detectron2's form, without its last one."""
+
+    head: Any  # has ``layers``
 
     def __init__(self, head: nn.Module):
         super().__init__()
@@ -174,8 +178,8 @@ def _check(section: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> None:
             f"config: MODEL.SEM_SEG_HEAD.IN_FEATURES names {', '.join(missing)}, but the backbone gives "
             f"{', '.join(input_shape)} ([] takes them all)"
         )
-    if section.IGNORE_VALUE != PADDING:
-        raise BLPSegError(f"config: MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {PADDING} in BLPSeg; got {section.IGNORE_VALUE}")
+    if section.IGNORE_VALUE != IGNORED:
+        raise BLPSegError(f"config: MODEL.SEM_SEG_HEAD.IGNORE_VALUE is {IGNORED} in BLPSeg; got {section.IGNORE_VALUE}")
     if section.LOSS_WEIGHT != 1:
         raise BLPSegError(
             f"config: MODEL.SEM_SEG_HEAD.LOSS_WEIGHT {section.LOSS_WEIGHT}: weigh each loss in MODEL.BLPSEG.LOSSES"

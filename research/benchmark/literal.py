@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from blpseg.modeling import BLPSeg, Targets
-from blpseg.modeling.outputs import PADDING
 from blpseg.scribbles.vocabulary import VOC_NAMES
+from blpseg.utils.labels import IGNORED
 
 
 def literal_blp_loss(
@@ -47,7 +47,7 @@ class LiteralBLPSeg(BLPSeg):
         if self.self_training:
             p = torch.softmax(_at_size(logits.detach(), scribble), dim=1) * targets.image_classes[:, :, None, None]
             confidence, label = p.max(dim=1)
-            target = torch.where(confidence < self.self_training_threshold, PADDING, label)
+            target = torch.where(confidence < self.self_training_threshold, IGNORED, label)
             target = torch.where(scribble == self.num_classes, target, scribble)
         annotation = _at_size(outputs.annotation_logits, scribble)
         weight = logits.new_ones(self.num_classes + 1, dtype=torch.float32)
@@ -55,7 +55,7 @@ class LiteralBLPSeg(BLPSeg):
         gamma = self.losses["loss_seg"].gamma
         return {
             "loss_seg": literal_blp_loss(logits, outputs.annotation_logits, target, gamma),
-            "loss_annotation": F.cross_entropy(annotation, scribble, weight, ignore_index=PADDING),
+            "loss_annotation": F.cross_entropy(annotation, scribble, weight, ignore_index=IGNORED),
         }
 
     def _targets(self, outputs, scribble, image_classes):

@@ -275,7 +275,7 @@ def test_built_from_the_config():
     ("opts", "message"),
     [
         (["MODEL.BLPSEG.LOSSES.GatedCrf", 1.0], "'GatedCrf' is unknown; choose among AnnotationLoss, BLPLoss, Dense"),
-        (["MODEL.BLPSEG.LOSSES.GatedCRF", 1.0, "MODEL.BLPSEG.GATED_CRF.RADIUS", 0], "GATED_CRF.RADIUS must be"),
+        (["MODEL.BLPSEG.LOSSES.GatedCRF", 1.0, "MODEL.BLPSEG.GATED_CRF.RADIUS", 0], "GATED_CRF.RADIUS"),
         (["MODEL.BLPSEG.LOSSES.DenseCRF", 1.0, "MODEL.BLPSEG.DENSE_CRF.SIGMA_XY", 0.0], "DENSE_CRF.SIGMA_XY"),
         (["MODEL.BLPSEG.LOSSES.GatedCRF", -1.0], "LOSSES.GatedCRF is a weight, a number >= 0; got -1.0"),
         (["MODEL.BLPSEG.LOSSES.BLPLoss", 0.0, "MODEL.BLPSEG.LOSSES.AnnotationLoss", 0.0], "nothing to train with"),

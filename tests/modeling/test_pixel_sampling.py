@@ -30,12 +30,12 @@ def at_size(maps, size):
 def test_every_wanted_pixel_comes_once(share, chunk, monkeypatch):
     monkeypatch.setattr(pixel_sampling, "CHUNK_PIXELS", chunk)
     wanted = torch.rand(3, 11, 10, generator=torch.Generator().manual_seed(1)) < share
-    seen = torch.cat([torch.empty(0, dtype=torch.long), *(p.index for p in choose_pixels(wanted))])
+    seen = torch.cat([torch.empty(0, dtype=torch.long), *(p.indices for p in choose_pixels(wanted))])
     assert (seen.diff() > 0).all()
     assert seen[wanted.flatten()[seen]].tolist() == torch.nonzero(wanted.flatten())[:, 0].tolist()
     if share <= SPARSE:
         assert wanted.flatten()[seen].all()
-    assert all(len(p.index) <= max(chunk, 10) for p in choose_pixels(wanted))
+    assert all(len(p.indices) <= max(chunk, 10) for p in choose_pixels(wanted))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -87,7 +87,7 @@ def test_weights_are_computed_from_the_log_probability_and_count_as_constant(sha
     seen = torch.full((target.numel(),), float("nan"))
 
     def weigh(log_p, label, pixels):
-        seen[pixels.index] = log_p[:, 0]
+        seen[pixels.indices] = log_p[:, 0]
         return log_p.exp()
 
     loss, total = cross_entropy_at(maps, target, weigh)

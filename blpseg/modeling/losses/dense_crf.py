@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 
 from .loss import LOSS_REGISTRY, LabelFreeLoss, require_positive
-from .potts import GREATEST_EXPONENT, colors_of, potts, ratio
+from .potts import GREATEST_EXPONENT, colors_of, grid_of, potts, ratio
 
 __all__ = ["DenseCRF"]
 
@@ -31,6 +31,8 @@ class DenseCRF(LabelFreeLoss):
     Source: Tang, Perazzi, Djelouah, Ben Ayed, Schroers & Boykov, "On Regularized Losses for Weakly-supervised CNN
     Segmentation", ECCV 2018.
     """
+
+    pixel_std: torch.Tensor
 
     @configurable
     def __init__(
@@ -64,7 +66,7 @@ class DenseCRF(LabelFreeLoss):
         }
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
-        grid = logits.shape[-2:]
+        grid = grid_of(logits)
         colors, inside = colors_of(images * (self.pixel_std.to(images) / self.sigma_rgb), scribble, grid)
         y, x = (
             (torch.arange(cells, device=logits.device, dtype=logits.dtype) + 0.5) * (pixels / cells / self.sigma_xy)

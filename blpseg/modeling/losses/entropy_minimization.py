@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 
 from .loss import LOSS_REGISTRY, LabelFreeLoss
-from .potts import ratio
+from .potts import grid_of, ratio
 
 __all__ = ["EntropyMinimization"]
 
@@ -29,7 +29,7 @@ class EntropyMinimization(LabelFreeLoss):
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
         free = (scribble == logits.shape[1]).to(logits)[:, None]
-        share = F.adaptive_avg_pool2d(free, logits.shape[-2:])[:, 0]
+        share = F.adaptive_avg_pool2d(free, grid_of(logits))[:, 0]
         log_p = logits.log_softmax(dim=1)
         entropy = -(log_p.exp() * log_p).sum(dim=1)
         return ratio((share * entropy).sum(dim=(1, 2)), share.sum(dim=(1, 2)))

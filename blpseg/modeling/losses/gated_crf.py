@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 
 from .loss import LOSS_REGISTRY, LabelFreeLoss, require_positive
-from .potts import GREATEST_EXPONENT, colors_of, potts
+from .potts import GREATEST_EXPONENT, colors_of, grid_of, potts
 
 __all__ = ["GatedCRF"]
 
@@ -28,6 +28,8 @@ class GatedCRF(LabelFreeLoss):
     0.1, weight 0.1) are those of the scribble benchmarks that took the loss up (WSL4MIS), whose grid is the image's;
     here a cell is 4 pixels wide, and a grey image counts in three channels.
     """
+
+    pixel_std: torch.Tensor
 
     @configurable
     def __init__(self, *, radius: int, sigma_xy: float, sigma_rgb: float, pixel_std: Sequence[float]):
@@ -55,7 +57,7 @@ class GatedCRF(LabelFreeLoss):
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
         scale = self.pixel_std.to(images) / (255 * self.sigma_rgb)
-        colors, inside = colors_of(images * scale, scribble, logits.shape[-2:])
+        colors, inside = colors_of(images * scale, scribble, grid_of(logits))
         p = logits.softmax(dim=1)
         other = inside * self._filter((1 - p.detach()) * inside, colors)
         return potts(p, other) / inside.sum(dim=(1, 2, 3)).clamp(min=1)

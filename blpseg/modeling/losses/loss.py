@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from detectron2.config import CfgNode
@@ -83,7 +85,7 @@ class LabelFreeLoss(Loss):
         """The loss of each image, (N,), of logits (N, C, h, w), images (N, 3, H, W) and the scribble (N, H, W)."""
 
 
-def build_losses(cfg: CfgNode) -> nn.ModuleDict:
+def build_losses(cfg: CfgNode) -> Mapping[str, Loss]:
     """The losses of ``MODEL.BLPSEG.LOSSES`` whose weight is not 0: name in the training losses -> :class:`Loss`.
 
     Raises:
@@ -104,7 +106,7 @@ def build_losses(cfg: CfgNode) -> nn.ModuleDict:
         losses[loss.name] = loss
     if not losses:
         raise BLPSegError("config: MODEL.BLPSEG.LOSSES has no loss with a weight above 0: nothing to train with")
-    return losses
+    return cast("Mapping[str, Loss]", losses)
 
 
 def log_scalar(name: str, value: torch.Tensor) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
-from ..outputs import PADDING
+from ...utils.labels import IGNORED
 
-__all__ = ["GREATEST_EXPONENT", "colors_of", "potts", "ratio"]
+__all__ = ["GREATEST_EXPONENT", "colors_of", "grid_of", "potts", "ratio"]
 
 # exp of float32 is many times slower on a CPU where its result is no normal number; exp(-80) counts for nothing.
 GREATEST_EXPONENT = 80.0
+
+
+def grid_of(maps: torch.Tensor) -> tuple[int, int]:
+    """(h, w) of maps (N, K, h, w)."""
+    return maps.shape[-2], maps.shape[-1]
 
 
 def potts(p: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -29,10 +32,10 @@ def potts(p: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def colors_of(images: torch.Tensor, scribble: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def colors_of(images: torch.Tensor, scribble: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean colour of the pixels of each grid cell that are not padding (N, 3, h, w), and 1 where there are any,
     else 0 (N, 1, h, w)."""
-    inside = (scribble != PADDING).to(images)[:, None]
+    inside = (scribble != IGNORED).to(images)[:, None]
     share = F.adaptive_avg_pool2d(inside, grid)
     return ratio(F.adaptive_avg_pool2d(images * inside, grid), share), (share > 0).to(share)
 
