@@ -8,20 +8,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import matplotlib
 import numpy as np
-from detectron2.data import Metadata
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from detectron2.data import Metadata
 
 __all__ = [
     "UNLABELLED_COLOR",
+    "color_bar",
     "colorize",
     "data_panels",
-    "draw_regions",
     "heat_map",
+    "labelled_overlay",
     "legend",
     "overlay",
     "panels",
@@ -33,6 +36,7 @@ UNLABELLED_COLOR = (224, 224, 192)  # cream, as PASCAL VOC shows void
 _WASHED_OUT_COLOR = (191, 191, 191)  # what an overlay makes of middle grey
 _PADDING_COLOR = (70, 74, 110)
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_FONT_SIZE = 14
 _LEAST_SIDE = 256  # smaller pictures are enlarged for the eye
 
 
@@ -80,16 +84,38 @@ def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[Sequence[int]
     return mixed.round().astype(np.uint8)
 
 
-def draw_regions(image: np.ndarray, label: np.ndarray, metadata: Metadata, alpha: float = 0.6) -> np.ndarray:
-    """Regions with their names written on them, by Detectron2's Visualizer; small images are enlarged."""
-    scale = max(1.0, 2 * _LEAST_SIDE / min(label.shape))
-    return Visualizer(image, metadata, scale=scale).draw_sem_seg(label, alpha=alpha).get_image()
+def labelled_overlay(
+    image: np.ndarray, label: np.ndarray, metadata: Metadata, *, present: Sequence[int] | None = None
+) -> np.ndarray:
+    """:func:`overlay` above a legend; small pictures are enlarged.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) class map; other values are no label.
+        metadata: with ``stuff_classes`` and ``stuff_colors``.
+        present: classes of the legend; by default those that occur.
+
+    Returns:
+        (H', W', 3) uint8.
+    """
+    names, colors = metadata.stuff_classes, metadata.stuff_colors
+    picture = overlay(image, label, colors)
+    picture = _to_height(picture, picture.shape[0] * max(1, round(2 * _LEAST_SIDE / min(label.shape))))
+    shown = _present(len(names), label) if present is None else present
+    return _below([picture, legend(names, colors, picture.shape[1], shown, _no_label(len(names), label))])
 
 
 def heat_map(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
     """(H, W) numbers -> (H, W, 3) uint8, dark for ``low`` to bright for ``high``."""
     scaled = np.clip((np.asarray(values, np.float32) - low) / (high - low), 0, 1)
     return cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+
+
+def color_bar(title: str, low: float, high: float) -> np.ndarray:
+    """What the colours of :func:`heat_map` mean, in a line of text: (24, w, 3) uint8."""
+    ramp = np.full((24, 160, 3), _PAPER, np.uint8)
+    ramp[4:20] = heat_map(np.linspace(0, 1, 160)[None])
+    return _beside([_words(f"{title}: {low:g}"), ramp, _words(f"{high:g}")], gap=0)
 
 
 def legend(
@@ -99,28 +125,31 @@ def legend(
     present: Sequence[int] | None = None,
     others: Mapping[str, Sequence[int]] | None = None,
 ) -> np.ndarray:
-    """Swatches with names, in as many rows as fit ``width`` pixels.
+    """Swatches with names in as many rows as ``width`` pixels ask for, larger in large pictures.
 
     Args:
         names, colors: of the C classes.
-        width: of the result in pixels.
+        width: of the result in pixels; a name that is wider still makes it wider.
         present: classes to show; by default all.
-        others: name -> RGB of entries that are no class; by default "no label" in cream.
+        others: name -> RGB of what is no class; by default "no label" in cream.
 
     Returns:
-        (h, width, 3) uint8.
+        (h, width or more, 3) uint8.
     """
     chosen = range(len(names)) if present is None else present
-    entries = [(names[c], colors[c]) for c in chosen] + list((others or {"no label": UNLABELLED_COLOR}).items())
-    font, line, swatch = _font(), 22, 14
-    x, y, spots = 8, 4, []
+    others = {"no label": UNLABELLED_COLOR} if others is None else others
+    entries = [(names[c], colors[c]) for c in chosen] + list(others.items())
+    size = max(_FONT_SIZE, width // 120)
+    font, line, swatch = _font(size), round(1.6 * size), size
+    x, y, right, spots = 8, 4, width, []
     for name, color in entries:
-        needed = swatch + 5 + int(font.getlength(name)) + 14
+        needed = swatch + 5 + int(font.getlength(name)) + size
         if x > 8 and x + needed > width:
             x, y = 8, y + line
         spots.append((x, y, name, color))
         x += needed
-    picture = Image.new("RGB", (width, y + line + 2), _PAPER)
+        right = max(right, x - size + 6)
+    picture = Image.new("RGB", (right, y + line + 2), _PAPER)
     draw = ImageDraw.Draw(picture)
     for x, y, name, color in spots:
         draw.rectangle((x, y + 3, x + swatch, y + 3 + swatch), fill=tuple(color), outline=_INK)
@@ -171,7 +200,7 @@ def data_panels(
         shown["scribble"] = _strokes(image, scribble, colors)
     if mask is not None:
         shown["mask"] = overlay(image, mask, colors)
-    others = {"no label": _WASHED_OUT_COLOR}
+    others = _no_label(len(names), scribble, mask, color=_WASHED_OUT_COLOR)
     if padding is not None and padding.any():
         others["padding"] = _PADDING_COLOR
         shown = {title: np.where(padding[..., None], np.uint8(_PADDING_COLOR), i) for title, i in shown.items()}
@@ -211,7 +240,18 @@ def result_panels(
     if truth is not None:
         shown["truth"] = colorize(truth, colors)
     grid = panels(shown)
-    return _below([grid, legend(names, colors, grid.shape[1], _present(len(names), scribble, prediction, truth))])
+    labels = scribble, prediction, truth
+    present, others = _present(len(names), *labels), _no_label(len(names), *labels)
+    parts = [grid, legend(names, colors, grid.shape[1], present, others)]
+    if annotation_probability is not None:
+        parts.append(color_bar("annotation probability", 0, 1))
+    return _below(parts)
+
+
+def _no_label(num_classes: int, *labels: np.ndarray | None, color=UNLABELLED_COLOR) -> dict:
+    """An entry for the legend where a pixel of the labels is no class."""
+    lacking = any((_known(label, num_classes) == num_classes).any() for label in labels if label is not None)
+    return {"no label": color} if lacking else {}
 
 
 def _present(num_classes: int, *labels: np.ndarray | None) -> list[int]:
@@ -230,7 +270,7 @@ def _known(label: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int = 14) -> ImageFont.FreeTypeFont:
+def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
     # matplotlib brings a font with Latin, Greek and Cyrillic letters; the system needs none.
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
@@ -245,16 +285,19 @@ def _to_height(image: np.ndarray, height: int) -> np.ndarray:
 
 
 def _titled(title: str, image: np.ndarray) -> np.ndarray:
-    width = max(image.shape[1], int(_font().getlength(title)) + 8)
-    bar = Image.new("RGB", (width, 24), _PAPER)
-    ImageDraw.Draw(bar).text((4, 3), title, fill=_INK, font=_font())
-    return _below([np.asarray(bar), image])
+    return _below([_words(title), image])
+
+
+def _words(text: str) -> np.ndarray:
+    line = Image.new("RGB", (int(_font().getlength(text)) + 8, 24), _PAPER)
+    ImageDraw.Draw(line).text((4, 3), text, fill=_INK, font=_font())
+    return np.asarray(line)
 
 
 def _beside(images: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
     height = max(image.shape[0] for image in images)
     padded = [np.pad(i, ((0, height - i.shape[0]), (0, gap), (0, 0)), constant_values=_PAPER[0]) for i in images]
-    return np.concatenate(padded, 1)[:, :-gap]
+    return np.concatenate(padded, 1)[:, : -gap or None]
 
 
 def _below(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -9,8 +9,8 @@ from blpseg.visualization import (
     UNLABELLED_COLOR,
     colorize,
     data_panels,
-    draw_regions,
     heat_map,
+    labelled_overlay,
     legend,
     overlay,
     panels,
@@ -67,7 +67,7 @@ def test_thicken_takes_the_nearest_stroke():
 def test_heat_map_and_regions(metadata):
     picture = heat_map(np.linspace(0, 1, 50)[None])
     assert picture.shape == (1, 50, 3) and (np.diff(picture[0].astype(int).sum(1)) >= -3).all()
-    drawn = draw_regions(np.ascontiguousarray(IMAGE), LABEL, metadata)
+    drawn = labelled_overlay(IMAGE, LABEL, metadata)
     assert drawn.ndim == 3 and min(drawn.shape[:2]) >= 256
 
 
@@ -79,6 +79,19 @@ def test_legend_wraps_and_names_what_is_no_class():
         assert (one == color).all(2).sum() >= 100
     few = legend(["background", "apple", "pear"], COLORS, 600, present=[2])
     assert not (few == COLORS[1]).all(2).any() and (few == COLORS[2]).all(2).sum() >= 100
+
+
+def test_legend_cuts_no_name_and_grows_with_the_picture():
+    long = legend(["background", "a name of more than eighty pixels"], COLORS, 80)
+    assert long.shape[1] > 80 and (long[:, -5:] == 255).all()
+    assert legend(["background"], COLORS, 5000).shape[0] > 2 * legend(["background"], COLORS, 400).shape[0]
+
+
+@pytest.mark.parametrize("label, shown", [(LABEL, True), (LABEL % 3, False)])
+def test_no_label_is_in_the_legend_where_it_is_in_the_picture(metadata, label, shown):
+    picture = result_panels(np.zeros_like(IMAGE), metadata, truth=label)
+    below = picture[picture.shape[0] - 28 :]  # the legend alone
+    assert (below == UNLABELLED_COLOR).all(2).any() == shown
 
 
 def test_panels(metadata):

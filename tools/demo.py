@@ -3,16 +3,16 @@
 
 import argparse
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, count, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """
 examples:
-  on the checkpoint that `make demo` leaves:
-    tools/demo.py --config-file configs/Synthetic-Scribble/blpseg_tiny.yaml --output output/pictures --panels \\
-        --input 'datasets/synthetic/images/val/*.png' --opts MODEL.WEIGHTS output/demo/model/model_final.pth
-  a video, with a class-index PNG of every frame:
-    tools/demo.py --config-file C --video-input street.mp4 --output output/street --raw --opts MODEL.WEIGHTS model.pth
+  on the checkpoint that `make demo` leaves, which knows its config and the names of its classes:
+    tools/demo.py --weights output/demo/model/model_final.pth --output output/pictures --panels \\
+        --input 'datasets/synthetic/images/val/*.png'
+  a video, with a PNG of class numbers of every frame:
+    tools/demo.py --config-file C --weights model.pth --video-input street.mp4 --output output/street --raw
 
 TEST.AUG.ENABLED of the config decides whether an image is seen at several scales; --opts TEST.AUG.ENABLED False is
 several times faster. exit status: 0 done; 1 if any input failed (one line each; the others go on).
@@ -23,7 +23,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of the trained model")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="checkpoint; one that the Trainer wrote needs no --config-file"
+    )
+    parser.add_argument("--config-file", metavar="FILE", help="YAML config of the trained model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help="image files, folders of them, or quoted patterns")
     source.add_argument("--dataset", nargs="+", metavar="NAME", help="images of data sets; panels show their labels")
@@ -32,17 +35,21 @@ def parse_arguments() -> argparse.Namespace:
         "--webcam", nargs="?", type=int, const=0, metavar="N", help="camera N (default 0); q or Ctrl-C ends it"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images of each data set or of --input")
-    parser.add_argument("--raw", action="store_true", help="also write class numbers as indexed PNG (NAME_raw...)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N images of --input or each data set")
+    parser.add_argument("--raw", action="store_true", help="also write class numbers as grey PNG (NAME_raw...)")
+    parser.add_argument(
+        "--palette", action="store_true", help="store the class colours in these; OpenCV then reads colours"
+    )
+    parser.add_argument("--plain", action="store_true", help="overlays of the image's size, without legend")
     parser.add_argument(
         "--panels",
         action="store_true",
         help="also write image, annotation probability and prediction side by side (NAME_panels.png; images only)",
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys to change; comes last"
-    )
-    return add_debug_flag(parser).parse_args()
+    args = parse_with_opts(add_debug_flag(parser))
+    if not (args.weights or args.config_file):
+        parser.error("give --weights, --config-file or both")
+    return args
 
 
 def main() -> int:
@@ -50,17 +57,23 @@ def main() -> int:
     images_wanted = bool(args.input or args.dataset)
     if not images_wanted and (args.panels or args.limit is not None):
         raise BLPSegError("--panels and --limit are for images; leave them out for a video or a camera")
-    if args.limit is not None and args.limit < 1:
-        raise BLPSegError(f"--limit {args.limit}: must be at least 1")
 
     from blpseg import get_cfg
     from blpseg.evaluation.demo import Demo, dataset_images, find_images
+    from blpseg.evaluation.predictor import checkpoint_config
 
-    cfg = get_cfg(args.config_file, args.opts)
+    names: list[str] = []
+    if args.config_file:
+        weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+        cfg = get_cfg(args.config_file, [*args.opts, *weights])
+    else:
+        cfg, names = checkpoint_config(args.weights, args.opts)
     images = [{"file_name": file} for file in find_images(args.input or [])[: args.limit]]
     for name in args.dataset or []:
         images += dataset_images(name)[: args.limit]
-    demo = Demo(cfg, args.output, raw=args.raw, panels=args.panels)
+    demo = Demo(
+        cfg, args.output, class_names=names, raw=args.raw, palette=args.palette, plain=args.plain, panels=args.panels
+    )
     if images_wanted:
         failed = demo.run_images(images)
         print(f"{len(images) - failed} of {len(images)} images written to {args.output}")

@@ -17,7 +17,10 @@ from tqdm import tqdm
 from ..data.datasets import load_records
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import IMAGE_EXTENSIONS, read_image, read_label, write_png_atomic
-from ..visualization import draw_regions, legend, overlay, result_panels
+from ..utils.labels import IGNORED
+from ..utils.palette import distinct_colors
+from ..utils.parallel import file_error
+from ..visualization import labelled_overlay, overlay, result_panels
 from .predictor import Predictor
 from .sem_seg import read_ground_truth
 
@@ -26,8 +29,12 @@ __all__ = ["Demo", "dataset_images", "find_images", "test_metadata"]
 UNKNOWN_RATE = 25.0  # frames per second of a stream that does not say
 
 
-def test_metadata(cfg: CfgNode) -> Metadata:
-    """Metadata with the names and colours of the classes of a config's model.
+def test_metadata(cfg: CfgNode, class_names: Sequence[str] = ()) -> Metadata:
+    """Metadata with the names and colours of the classes that a config's model distinguishes.
+
+    Args:
+        cfg: its data sets are asked first.
+        class_names: what the classes are called where no data set is to be had; their colours are our own then.
 
     Raises:
         BLPSegError: no data set of the config has ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` names.
@@ -36,6 +43,9 @@ def test_metadata(cfg: CfgNode) -> Metadata:
         metadata = MetadataCatalog.get(name)
         if len(metadata.get("stuff_classes", ())) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
             return metadata
+    if len(class_names) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES:
+        colors = distinct_colors(len(class_names))
+        return Metadata(stuff_classes=list(class_names), stuff_colors=colors, ignore_label=IGNORED)
     raise BLPSegError(
         f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: no data set names the model's "
         f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
@@ -78,19 +88,34 @@ def dataset_images(name: str) -> list[dict]:
 class Demo:
     """Runs a :class:`Predictor` over files and writes pictures into a folder."""
 
-    def __init__(self, cfg: CfgNode, output_dir: str, *, raw: bool = False, panels: bool = False):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        output_dir: str,
+        *,
+        class_names: Sequence[str] = (),
+        raw: bool = False,
+        palette: bool = False,
+        plain: bool = False,
+        panels: bool = False,
+    ):
         """
         Args:
             cfg: as :class:`Predictor` takes it; its data sets name the classes.
             output_dir: made if it is not there.
-            raw: also write class numbers, as indexed PNG.
+            class_names: where no data set of the config is to be had.
+            raw: also write class numbers, as grey PNG.
+            palette: store the class colours in them; OpenCV then reads colours, PIL still numbers.
+            plain: overlays of the image's size, without legend.
             panels: also write image, annotation probability and prediction side by side.
         """
-        self.metadata = test_metadata(cfg)
+        self.metadata = test_metadata(cfg, class_names)
         os.makedirs(output_dir, exist_ok=True)
         self.predictor = Predictor(cfg, return_logits=False)
         self.output_dir = output_dir
         self.raw = raw
+        self.palette = self.metadata.stuff_colors if palette else None
+        self.plain = plain
         self.panels = panels
 
     def run_images(self, records: Sequence[dict]) -> int:
@@ -113,18 +138,19 @@ class Demo:
             name = _unused(record.get("name") or Path(record["file_name"]).stem, taken)
             try:
                 self._run_image(record, name, inputs)
-            except (BLPSegError, OSError) as error:
+            except (BLPSegError, OSError, MemoryError) as error:
                 failed += 1
-                tqdm.write(f"error: {describe(error)}", file=sys.stderr)
+                reason = describe(file_error(record["file_name"], error))
+                tqdm.write(f"error: {reason}", file=sys.stderr)
         return failed
 
     def _run_image(self, record: dict, name: str, inputs: set[str]) -> None:
         image = read_image(record["file_name"])  # RGB
         result = self.predictor(image[..., ::-1], annotation=self.panels)
         classes = result["sem_seg"]
-        pictures = {"": (self._with_legend(draw_regions(image, classes, self.metadata), classes), None)}
+        pictures = {"": (self._overlay(image, classes), None)}
         if self.raw:
-            pictures["_raw"] = (classes, self.metadata.stuff_colors)
+            pictures["_raw"] = (classes, self.palette)
         if self.panels:
             pictures["_panels"] = (self._draw_panels(record, image, result), None)
         for suffix, (picture, palette) in pictures.items():
@@ -149,10 +175,10 @@ class Demo:
             truth=truth,
         )
 
-    def _with_legend(self, picture: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
-        present = None if classes is None else np.unique(classes).tolist()
-        names, colors = self.metadata.stuff_classes, self.metadata.stuff_colors
-        return np.concatenate([picture, legend(names, colors, picture.shape[1], present)])
+    def _overlay(self, image: np.ndarray, classes: np.ndarray, present: Sequence[int] | None = None) -> np.ndarray:
+        if self.plain:
+            return overlay(image, classes, self.metadata.stuff_colors)
+        return labelled_overlay(image, classes, self.metadata, present=present)
 
     def run_video(self, source: str | int, *, preview: Callable[[np.ndarray], bool] | None = None) -> str:
         """Write ``NAME.mp4``: overlays with a legend, as many frames a second as the source, no sound.
@@ -216,9 +242,9 @@ class Demo:
         classes = self.predictor(frame)["sem_seg"]
         if self.raw:
             path = os.path.join(self.output_dir, f"{name}_raw", f"{number:06d}.png")
-            write_png_atomic(path, classes, palette=self.metadata.stuff_colors)
-        picture = overlay(np.ascontiguousarray(frame[..., ::-1]), classes, self.metadata.stuff_colors)
-        picture = self._with_legend(picture)
+            write_png_atomic(path, classes, palette=self.palette)
+        everything = range(len(self.metadata.stuff_classes))
+        picture = self._overlay(np.ascontiguousarray(frame[..., ::-1]), classes, everything)
         height, width = picture.shape[:2]
         picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         return np.ascontiguousarray(picture[..., ::-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 
@@ -15,12 +16,15 @@ from detectron2.modeling import build_model
 from PIL import Image, ImageOps
 from torch import nn
 
+from ..checkpoint import load_file, load_weights
+from ..config import get_cfg
+from ..data.datasets import register_folder
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
 from .crf import DenseCRF
 from .inference import Inference, class_map
 
-__all__ = ["Predictor", "load_model"]
+__all__ = ["Predictor", "checkpoint_config", "load_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +37,6 @@ def load_model(cfg: CfgNode) -> nn.Module:
     Raises:
         BLPSegError: the weights are missing or of another model.
     """
-    from ..checkpoint import load_weights  # here, since the engine's trainer imports evaluation
-
     if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
         logger.warning(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: there is no GPU here, the CPU is used")
         cfg = cfg.clone()
@@ -45,6 +47,39 @@ def load_model(cfg: CfgNode) -> nn.Module:
     model = build_model(cfg).eval()
     load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
     return model
+
+
+def checkpoint_config(path: str, opts: Sequence = ()) -> tuple[CfgNode, list[str]]:
+    """The config that a checkpoint was trained with, and the names of its classes.
+
+    Args:
+        path: written by the Trainer. It becomes ``MODEL.WEIGHTS``.
+        opts: keys and values to change, as for :func:`blpseg.get_cfg`.
+
+    Returns:
+        The config, its data sets registered where they are still to be had; and C names, [] in old checkpoints.
+        ``MODEL.DEVICE`` is "cpu" where there is no CUDA device, unless ``opts`` name one.
+
+    Raises:
+        BLPSegError: there is no config in the file, as in weights that were converted.
+    """
+    state = load_file(path)
+    if not isinstance(state.get("config"), str):
+        raise BLPSegError(f"{path}: holds no config; give the one it was trained with as --config-file")
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "config.yaml")
+        with open(file, "w") as text:
+            text.write(state["config"])
+        opts = ["MODEL.WEIGHTS", path, *opts]
+        if not torch.cuda.is_available():
+            opts = ["MODEL.DEVICE", "cpu", *opts]
+        try:
+            cfg = get_cfg(file, opts)
+            register_folder(cfg)
+        except BLPSegError:  # the folder of the data set has moved; the checkpoint has the names of its classes
+            cfg = get_cfg(file, [*opts, "DATASETS.FOLDER.NAME", ""])
+    names = state.get("class_names")
+    return cfg, [str(name) for name in names] if isinstance(names, list) else []
 
 
 class Predictor:

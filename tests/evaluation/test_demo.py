@@ -50,8 +50,28 @@ def test_images_from_the_command_line(cfg, tmp_path):
     classes = np.array(Image.open(output / "street_raw.png"))
     expected = Predictor(cfg)(tmp_path / "a/street.png")["sem_seg"]
     assert (classes == expected).mean() > 0.999  # two processes, so perhaps not the last bit
+    np.testing.assert_array_equal(cv2.imread(str(output / "street_raw.png"), -1), classes)  # grey: numbers for all
     picture = np.array(Image.open(output / "street.png"))
     assert picture.shape[0] > picture.shape[1] * 48 / 64 and picture.shape[2] == 3  # the legend is below
+
+
+def test_a_checkpoint_alone_is_enough(cfg, tmp_path, run_tool, capsys):
+    """Its folder data set is gone, so that the names come from the checkpoint; --plain is the photo's size."""
+    state = torch.load(cfg.MODEL.WEIGHTS)
+    other = cfg.clone()
+    other.DATASETS.FOLDER.NAME, other.DATASETS.FOLDER.ROOT = "gone", str(tmp_path / "gone")
+    other.DATASETS.FOLDER.CLASSES_FILE = "classes.yaml"
+    other.DATASETS.TRAIN, other.DATASETS.TEST = ("gone_train",), ("gone_val",)
+    names = ["background", "a", "b", "c", "d", "e", "f"]
+    torch.save({**state, "config": other.dump(), "class_names": names}, tmp_path / "model.pth")
+    Image.fromarray(make_image(1, 48, 64)).save(tmp_path / "street.png")
+    arguments = ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path / "out"), "--plain", "--raw"]
+    arguments += ["--palette", "--input", str(tmp_path / "street.png"), "TEST.AUG.ENABLED", "False"]
+    assert run_tool("tools/demo.py", *arguments) == 0
+    assert Image.open(tmp_path / "out/street.png").size == (64, 48)
+    assert Image.open(tmp_path / "out/street_raw.png").mode == "P"
+    assert run_tool("tools/demo.py", "--weights", cfg.MODEL.WEIGHTS, *arguments[2:]) == 1
+    assert "holds no config; give the one it was trained with as --config-file" in capsys.readouterr().err
 
 
 def test_video_keeps_rate_and_length(cfg, tmp_path):
@@ -73,7 +93,7 @@ def test_video_keeps_rate_and_length(cfg, tmp_path):
         frames.append(frame)
     assert len(frames) == 5
     height, width = frames[0].shape[:2]
-    assert width == 66 and height > 48 and height % 2 == 0  # with a legend
+    assert width == 11 * 66 and height > 11 * 48 and height % 2 == 0  # enlarged, with a legend
     raw = sorted(path.name for path in (tmp_path / "out/clip_raw").iterdir())
     assert raw == [f"{i:06d}.png" for i in range(1, 6)]
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
