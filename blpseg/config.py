@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +18,10 @@ except ImportError as error:
 
 from .utils import paths
 from .utils.config_rules import check_values, report_unread
-from .utils.downloads import fetch
 from .utils.errors import BLPSegError, describe
-from .utils.yaml_files import MAX_CHARACTERS, parse_yaml
+from .utils.yaml_files import check_plain, read_config
 
 __all__ = ["add_blpseg_config", "flatten", "get_cfg", "load_config"]
-
-MAX_BASES = 20  # files in a chain of _BASE_
 
 
 def add_blpseg_config(cfg: CN) -> None:
@@ -67,22 +63,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.ENABLED = True
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
-    # Weights of the training losses by their name in LOSS_REGISTRY (formulas and sources in blpseg/modeling/losses/);
-    # 0 = off. A loss of your own is one more line in a YAML file.
-    cfg.MODEL.BLPSEG.LOSSES = CN(new_allowed=True)
-    cfg.MODEL.BLPSEG.LOSSES.BLPLoss = 1.0
-    cfg.MODEL.BLPSEG.LOSSES.AnnotationLoss = 1.0
-    cfg.MODEL.BLPSEG.LOSSES.EntropyMinimization = 0.0
-    cfg.MODEL.BLPSEG.LOSSES.GatedCRF = 0.0
-    cfg.MODEL.BLPSEG.LOSSES.DenseCRF = 0.0
-    cfg.MODEL.BLPSEG.GATED_CRF = CN()
-    cfg.MODEL.BLPSEG.GATED_CRF.RADIUS = 5  # of the square window, grid cells at stride 4
-    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_XY = 6.0  # grid cells at stride 4
-    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
-    cfg.MODEL.BLPSEG.DENSE_CRF = CN()
-    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_XY = 100.0  # pixels
-    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB = 15.0  # colour distance, channels in 0..255
-    cfg.MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS = 2304  # larger grids are averaged over squares of cells
+    _add_loss_keys(cfg)
 
     # Local aggregation of the logits.
     cfg.MODEL.BLPSEG.LAM = CN()
@@ -141,6 +122,25 @@ def _add_transformer_keys(cfg: CN) -> None:
     cfg.MODEL.VIT.WINDOW_BLOCK_INDEXES = []
     cfg.MODEL.VIT.USE_REL_POS = False
     cfg.MODEL.VIT.SQUARE_PAD = 0  # side of the square that images are padded to; 0 = none
+
+
+def _add_loss_keys(cfg: CN) -> None:
+    # Weights of the training losses by their name in LOSS_REGISTRY (formulas and sources in blpseg/modeling/losses/);
+    # 0 = off. A loss of your own is one more line in a YAML file.
+    cfg.MODEL.BLPSEG.LOSSES = CN(new_allowed=True)
+    cfg.MODEL.BLPSEG.LOSSES.BLPLoss = 1.0
+    cfg.MODEL.BLPSEG.LOSSES.AnnotationLoss = 1.0
+    cfg.MODEL.BLPSEG.LOSSES.EntropyMinimization = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.GatedCRF = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.DenseCRF = 0.0
+    cfg.MODEL.BLPSEG.GATED_CRF = CN()
+    cfg.MODEL.BLPSEG.GATED_CRF.RADIUS = 5  # of the square window, grid cells at stride 4
+    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_XY = 6.0  # grid cells at stride 4
+    cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
+    cfg.MODEL.BLPSEG.DENSE_CRF = CN()
+    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_XY = 100.0  # pixels
+    cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB = 15.0  # colour distance, channels in 0..255
+    cfg.MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS = 2304  # larger grids are averaged over squares of cells
 
 
 def _add_input_keys(cfg: CN) -> None:
@@ -260,7 +260,7 @@ def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
     """
     before = flatten(cfg)
     if config_file:
-        node = _read_with_base(_find_config(config_file), (), [])
+        node = read_config(_find_config(config_file))
         _merge(cfg, lambda: cfg.merge_from_other_cfg(CN(node)), config_file, flatten(node))
     opts = list(opts)
     if len(opts) % 2:
@@ -270,7 +270,7 @@ def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
         if parent == "MODEL.BLPSEG.LOSSES":
             cfg.MODEL.BLPSEG.LOSSES.setdefault(name, 0.0)  # a loss of the user's own
     given = {str(key): value for key, value in zip(opts[::2], opts[1::2], strict=True)}
-    _check_plain(given, "command line", "")
+    check_plain(given, "command line")
     _merge(
         cfg,
         lambda: cfg.merge_from_list([str(x) if i % 2 == 0 else x for i, x in enumerate(opts)]),
@@ -280,68 +280,6 @@ def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
     values = flatten(cfg)
     check_values(values)
     report_unread(before, values)
-
-
-def _read_with_base(path: str, above: tuple[str, ...], read: list[str]) -> dict:
-    """A YAML file over those that its ``_BASE_`` names, which are relative to it, as in fvcore.
-
-    Args:
-        path: the file.
-        above: the files whose ``_BASE_`` led here.
-        read: all files read so far; grows.
-    """
-    read.append(path)
-    if path in above or len(read) > MAX_BASES:
-        what = "leads in a circle" if path in above else f"stands for more than {MAX_BASES} files"
-        raise BLPSegError(f"{read[0]}: its _BASE_ {what}: {' -> '.join((*above[-3:], path))}")
-    try:
-        with open(fetch(path), encoding="utf-8") as file:
-            node = parse_yaml(file.read(MAX_CHARACTERS + 1), path)
-    except UnicodeDecodeError as error:
-        raise BLPSegError(f"{path}: not readable YAML ({error})") from error
-    if not isinstance(node, dict):
-        what = "empty" if node is None else f"a {type(node).__name__}"
-        raise BLPSegError(f"{path}: {what}, not a mapping of config keys")
-    _check_plain(node, path, "")
-    bases = node.pop("_BASE_", [])
-    merged: dict = {}
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise BLPSegError(f"{path}: _BASE_ {base!r} is not the name of a file, nor a list of names")
-        base_path = base if "://" in base else os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        if "://" not in base_path:
-            base_path = os.path.normpath(base_path)
-            if not os.path.isfile(base_path):
-                raise BLPSegError(f"{path}: its _BASE_ {base!r} is missing: no such file {base_path}")
-        _merge_mappings(_read_with_base(base_path, (*above, path), read), merged, path)
-    _merge_mappings(node, merged, path)
-    return merged
-
-
-def _merge_mappings(upper: dict, lower: dict, path: str) -> None:
-    for key, value in upper.items():
-        if isinstance(value, dict) and key in lower:
-            if not isinstance(lower[key], dict):
-                raise BLPSegError(f"{path}: {key} is a mapping here and a value in its _BASE_")
-            _merge_mappings(value, lower[key], path)
-        else:
-            lower[key] = value
-
-
-def _check_plain(node: dict, source: str, prefix: str) -> None:
-    """Raises BLPSegError unless keys are text and values what a config holds, none of it costly to evaluate."""
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        if not isinstance(key, str):
-            raise BLPSegError(f"{source}: key {name} is a {type(key).__name__}; keys are names like SOLVER.MAX_ITER")
-        if isinstance(value, dict):
-            _check_plain(value, source, f"{name}.")
-        elif not isinstance(value, (str, int, float, list, tuple, type(None))):
-            raise BLPSegError(
-                f"{source}: {name} is a {type(value).__name__}, which no config key takes; quote it as text"
-            )
-        elif isinstance(value, str) and (len(value) > 10_000 or sum(map(value.count, "([{-+~")) > 1000):
-            raise BLPSegError(f"{source}: {name} is {len(value)} characters long; shorten it")
 
 
 def _find_config(name: str) -> str:

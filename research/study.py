@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 import torch
-import yaml
 from detectron2.evaluation.testing import flatten_results_dict
 
 from blpseg import get_cfg
 from blpseg.checkpoint import provenance
 from blpseg.utils.errors import BLPSegError, describe
 from blpseg.utils.files import write_bytes_atomic
+from blpseg.utils.yaml_files import read_yaml
 
 ROWS, CURVES = "runs.csv", "curves.csv"
 TRAIN = (sys.executable, "tools/train_net.py")
@@ -83,12 +83,7 @@ def load_study(path: str, output: str, opts: Sequence[str] = ()) -> Study:
     Raises:
         BLPSegError: it cannot be read, or a key or a name is unknown or missing. :func:`check_configs` checks the rest.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BLPSegError(f"{path}: not a readable study file: {describe(error)}") from error
-    content = _mapping(content, path, _KEYS)
+    content = _mapping(read_yaml(path), path, _KEYS)
     if missing := [key for key in ("seeds", "metrics", "data", "methods") if not content.get(key)]:
         raise BLPSegError(f"{path}: {', '.join(missing)} missing")
     if len(opts) % 2:

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.project import CONFIG, create_project, folder_classes, list_images, read_config, set_classes
+from ..data.project import CONFIG, create_project, folder_classes, list_images, set_classes
 from ..scribbles._untrusted import parse_json, pixel_points
 from ..scribbles.rasterize import UNANNOTATED, rasterize_strokes
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import image_size, read_label, write_bytes_atomic, write_png_atomic
+from ..utils.yaml_files import read_config
 from .regions import region_strokes
 
 __all__ = ["Conflict", "MAX_BODY", "Photo", "Project", "Unknown"]

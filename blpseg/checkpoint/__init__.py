@@ -1,6 +1,6 @@
 """Reading weights safely, writing checkpoints atomically, converting published ones."""
 
-from .reading import load_file
+from ..utils.weights_files import load_file
 from .weights import load_weights
 from .writing import Checkpointer, provenance, save_atomic, write_atomic
 

@@ -10,7 +10,7 @@ import torch
 
 from ..utils.errors import BLPSegError
 from ..utils.state_dict import current_name
-from .reading import state_dict_of
+from ..utils.weights_files import state_dict_of
 
 __all__ = ["Conversion", "convert", "state_dict_of"]
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..utils.errors import BLPSegError, describe
 from ..utils.state_dict import current_name
-from .reading import check_finite, load_file, state_dict_of
+from ..utils.weights_files import check_finite, load_file, state_dict_of
 
 __all__ = ["load_weights"]
 

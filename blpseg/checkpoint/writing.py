@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import write_atomic
-from .reading import DIGEST_LENGTH, DIGEST_MARK, check_finite, load_file
+from ..utils.weights_files import DIGEST_LENGTH, DIGEST_MARK, check_finite, load_file
 
 __all__ = ["Checkpointer", "provenance", "save_atomic"]
 
@@ -28,9 +28,9 @@ _END_RECORD = 22  # bytes of a zip's end record without a comment
 
 
 class _Sink:
-    """A file for ``torch.save`` that adds the digest which :mod:`.reading` verifies, and keeps the first write error.
+    """A file for ``torch.save`` that adds the digest which :func:`.load_file` verifies.
 
-    Raised inside torch's zip writer the error would abort the process.
+    It keeps the first write error: raised inside torch's zip writer it would abort the process.
     """
 
     def __init__(self, file):

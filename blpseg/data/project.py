@@ -12,16 +12,16 @@ import yaml
 
 from ..scribbles.vocabulary import Vocabulary, load_vocabulary
 from ..utils import paths
-from ..utils.errors import BLPSegError, describe
+from ..utils.errors import BLPSegError
 from ..utils.files import IMAGE_EXTENSIONS, image_size, write_bytes_atomic
 from ..utils.palette import distinct_colors
+from ..utils.yaml_files import read_config, read_yaml
 
-__all__ = ["CONFIG", "create_project", "folder_classes", "list_images", "read_config", "set_classes", "template"]
+__all__ = ["CONFIG", "create_project", "folder_classes", "list_images", "set_classes", "template"]
 
 CONFIG = "config.yaml"
 _TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
 _PARTS = ("images/train", "images/val", "masks/val", "scribbles/train")
-_DEEPEST_BASE = 20  # files that name each other as _BASE_
 _HEADER = (
     "# A folder data set; tools/train_net.py --config-file {path} trains on what is scribbled so far.\n"
     "# blpseg/config.py explains every key. tools/annotate.py changes CLASSES, COLORS and NUM_CLASSES, nothing else.\n"
@@ -118,36 +118,6 @@ def list_images(folder: str | os.PathLike) -> dict[str, Path]:
     return files
 
 
-def read_config(path: str | os.PathLike) -> dict:
-    """What a YAML config and the files that it names as ``_BASE_`` set, as nested dicts.
-
-    Raises:
-        BLPSegError: a file is missing, is no YAML mapping, or is its own base.
-    """
-    path, chain = Path(path), []
-    while True:
-        try:
-            content = yaml.safe_load(path.read_bytes())
-        except FileNotFoundError as error:
-            named = f" (the _BASE_ of {chain[-1][0]})" if chain else ""
-            raise BLPSegError(f"{path}: no such config file{named}") from error
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise BLPSegError(f"{path}: not a readable YAML config ({describe(error)})") from error
-        if not isinstance(content, dict):
-            raise BLPSegError(f"{path}: empty, or not a mapping of config keys")
-        chain.append((path, content))
-        base = content.pop("_BASE_", None)
-        if base is None:
-            break
-        if len(chain) > _DEEPEST_BASE:
-            raise BLPSegError(f"{path}: a chain of more than {_DEEPEST_BASE} _BASE_ files; does one name itself?")
-        path = path.parent / os.path.expanduser(str(base))
-    merged: dict = {}
-    for _, content in reversed(chain):
-        _merge(merged, content)
-    return merged
-
-
 def folder_classes(folder: Mapping) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Class names and RGB colours that ``DATASETS.FOLDER`` of a config gives.
 
@@ -187,7 +157,7 @@ def set_classes(path: str | os.PathLike, classes: Sequence[str]) -> None:
             f"{path}: has the classes {' '.join(known)}; name these first, then new ones: strokes keep class numbers"
         )
     _check_classes("--classes", classes)
-    content = yaml.safe_load(path.read_bytes())
+    content = read_yaml(path)
     folder = _folder(path, content)
     if "CLASSES" not in folder:
         raise BLPSegError(f"{path}: sets no DATASETS.FOLDER.CLASSES itself; add the class where they stand")
@@ -243,11 +213,7 @@ def _read_classes_file(path: str) -> tuple[list, list | None]:
     """Names and colours: `classes: [...]` with `colors: [[r, g, b], ...]`, or a vocabulary file of the converters."""
     if not paths.isfile(path):
         raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
-    try:
-        with paths.open_file(path) as file:
-            content = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BLPSegError(f"{path}: not a YAML file ({describe(error)})") from error
+    content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("classes"), list):
         return content["classes"], content.get("colors")
     return _from_vocabulary(load_vocabulary(path))

@@ -16,12 +16,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
-from detectron2.utils.file_io import PathManager
 from timm.layers import freeze_batch_norm_2d
 from timm.models import load_state_dict
 from torch import nn
 
+from ..utils.downloads import fetch
 from ..utils.errors import BLPSegError, describe
+from ..utils.weights_files import load_file, state_dict_of
 
 __all__ = ["FeaturePyramid", "TimmBackbone", "build_timm_backbone", "freeze_stages", "pretrained_features"]
 
@@ -279,9 +280,12 @@ def _packaged_weights(name: str) -> dict[str, torch.Tensor] | None:
 
 
 def _file_weights(path: str) -> dict[str, torch.Tensor]:
+    if not path.partition("#")[0].endswith(".safetensors"):
+        data = load_file(path)
+        return state_dict_of(data.get("state_dict_ema", data.get("model_ema", data)), path)  # as timm prefers
     try:
-        return load_state_dict(PathManager.get_local_path(path))
-    except Exception as error:  # every format and every scheme of PathManager fails in its own way
+        return load_state_dict(fetch(path))
+    except Exception as error:  # of the safetensors package
         raise BLPSegError(
             f"MODEL.TIMM.WEIGHTS {path}: not a readable weights file ({describe(error)[:200]})"
         ) from error

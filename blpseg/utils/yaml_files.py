@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import yaml
 
+from .downloads import fetch
 from .errors import BLPSegError, describe
 
-__all__ = ["parse_yaml"]
+__all__ = ["check_plain", "parse_yaml", "read_config", "read_yaml"]
 
 MAX_CHARACTERS = 1 << 18
 MAX_NODES = 20_000  # with every alias written out
 MAX_DEPTH = 50
+MAX_BASES = 20  # files that a config reads
 
 
 def parse_yaml(text: str, source: str):
@@ -42,6 +46,34 @@ def parse_yaml(text: str, source: str):
         raise BLPSegError(f"{source}: not readable YAML ({describe(error)[:300]})") from error
 
 
+def read_yaml(path: str | os.PathLike):
+    """What a YAML file holds, see :func:`parse_yaml`.
+
+    Args:
+        path: a file or, as :func:`.fetch` takes it, a URL.
+
+    Raises:
+        BLPSegError: also if there is no such file.
+    """
+    path = os.fspath(path)
+    try:
+        with open(fetch(path), encoding="utf-8") as file:
+            return parse_yaml(file.read(MAX_CHARACTERS + 1), path)
+    except UnicodeDecodeError as error:
+        raise BLPSegError(f"{path}: not readable YAML ({error})") from error
+
+
+def read_config(path: str | os.PathLike) -> dict:
+    """What a YAML config sets, and the files that it and they name as ``_BASE_``, as nested dicts.
+
+    Names in ``_BASE_`` are relative to the file that has them, as in fvcore; of several the last wins.
+
+    Raises:
+        BLPSegError: a file is missing or no mapping of config keys, or files name each other in a circle.
+    """
+    return _read_with_base(os.fspath(path), (), [])
+
+
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """Nodes of a document with every alias written out; RecursionError for one deeper than MAX_DEPTH or circular."""
     if id(node) in known:
@@ -58,3 +90,61 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
             size += 1 + _size(value, known, depth + 1)
     known[id(node)] = size
     return size
+
+
+def _read_with_base(path: str, above: tuple[str, ...], read: list[str]) -> dict:
+    """A YAML file over those that its ``_BASE_`` names, which are relative to it, as in fvcore.
+
+    Args:
+        path: the file.
+        above: the files whose ``_BASE_`` led here.
+        read: all files read so far; grows.
+    """
+    read.append(path)
+    if path in above or len(read) > MAX_BASES:
+        what = "leads in a circle" if path in above else f"stands for more than {MAX_BASES} files"
+        raise BLPSegError(f"{read[0]}: its _BASE_ {what}: {' -> '.join((*above[-3:], path))}")
+    node = read_yaml(path)
+    if not isinstance(node, dict):
+        what = "empty" if node is None else f"a {type(node).__name__}"
+        raise BLPSegError(f"{path}: {what}, not a mapping of config keys")
+    check_plain(node, path)
+    bases = node.pop("_BASE_", [])
+    merged: dict = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise BLPSegError(f"{path}: _BASE_ {base!r} is not the name of a file, nor a list of names")
+        base_path = base if "://" in base else os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if "://" not in base_path:
+            base_path = os.path.normpath(base_path)
+            if not os.path.isfile(base_path):
+                raise BLPSegError(f"{path}: its _BASE_ {base!r} is missing: no such file {base_path}")
+        _merge_mappings(_read_with_base(base_path, (*above, path), read), merged, path)
+    _merge_mappings(node, merged, path)
+    return merged
+
+
+def _merge_mappings(upper: dict, lower: dict, path: str) -> None:
+    for key, value in upper.items():
+        if isinstance(value, dict) and key in lower:
+            if not isinstance(lower[key], dict):
+                raise BLPSegError(f"{path}: {key} is a mapping here and a value in its _BASE_")
+            _merge_mappings(value, lower[key], path)
+        else:
+            lower[key] = value
+
+
+def check_plain(node: dict, source: str, prefix: str = "") -> None:
+    """Raises BLPSegError unless keys are text and values what a config holds, none of it costly to evaluate."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if not isinstance(key, str):
+            raise BLPSegError(f"{source}: key {name} is a {type(key).__name__}; keys are names like SOLVER.MAX_ITER")
+        if isinstance(value, dict):
+            check_plain(value, source, f"{name}.")
+        elif not isinstance(value, (str, int, float, list, tuple, type(None))):
+            raise BLPSegError(
+                f"{source}: {name} is a {type(value).__name__}, which no config key takes; quote it as text"
+            )
+        elif isinstance(value, str) and (len(value) > 10_000 or sum(map(value.count, "([{-+~")) > 1000):
+            raise BLPSegError(f"{source}: {name} is {len(value)} characters long; shorten it")

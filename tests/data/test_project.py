@@ -3,9 +3,10 @@
 import cv2
 import pytest
 
-from blpseg.data.project import create_project, read_config
+from blpseg.data.project import create_project
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.palette import distinct_colors
+from blpseg.utils.yaml_files import read_config
 
 SMALL = ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.BLPSEG.HEAD_CHANNELS", "16", "INPUT.CROP.SIZE", "[32, 32]",
          "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "1", "OUTPUT.PANEL_PERIOD", "0"]  # fmt: skip
@@ -54,17 +55,6 @@ def test_choice_of_the_validation_photos(made_folder, tmp_path):
 def test_class_names(tmp_path, made_folder, classes):
     with pytest.raises(BLPSegError, match="--classes: "):
         create_project(tmp_path / "p", classes, made_folder / "images/train")
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [("- a", "not a mapping"), ("a: [", "not a readable YAML"), ("_BASE_: c.yaml\na: 1", "does one name itself"),
-     ("_BASE_: other.yaml", "no such config file .the _BASE_ of")],
-)  # fmt: skip
-def test_configs_that_are_none(tmp_path, text, message):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(BLPSegError, match=message):
-        read_config(tmp_path / "c.yaml")
 
 
 def test_colors_are_apart_and_stay_when_classes_are_added():

@@ -183,7 +183,7 @@ def test_weights_of_a_file(tmp_path):
     with pytest.raises(BLPSegError, match="other.pth: lacks .* weights of test_convnext"):
         TimmBackbone("test_convnext", weights=str(tmp_path / "other.pth"))
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(BLPSegError, match="broken.pth: not a readable weights file"):
+    with pytest.raises(BLPSegError, match="broken.pth: not a weights file"):
         TimmBackbone("test_convnext", weights=str(tmp_path / "broken.pth"))
 
 

@@ -14,15 +14,15 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..utils.downloads import fetch
-from ..utils.errors import BLPSegError, describe
+from .downloads import fetch
+from .errors import BLPSegError, describe
 from .pickles import check_pickle
 
 __all__ = ["DIGEST_LENGTH", "DIGEST_MARK", "check_finite", "load_file", "state_dict_of"]
 
 logger = logging.getLogger(__name__)
 
-# Checkpoints of ours end in a zip comment with the SHA-256 of every byte before the digest (writing.py).
+# Checkpoints of ours end in a zip comment with the SHA-256 of every byte before it (checkpoint/writing.py).
 DIGEST_MARK = b"sha256:"
 DIGEST_LENGTH = 64
 _LEGACY_TORCH = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch's format before 1.6 begins with

@@ -1,7 +1,7 @@
 """Bounds on pickles: what a file would cost to unpickle, found from its opcodes before anything is built.
 
-The unpicklers of :mod:`.reading` decide what may be called. They do not bound time and memory: 128 bytes can hash a
-tuple of 2^60 nodes, a long chain of tuples overflows C's stack, integers of equal hash make a dict quadratic, and a
+The unpicklers of :mod:`.weights_files` decide what may be called. They do not bound time and memory: 128 bytes can hash
+a tuple of 2^60 nodes, a long chain of tuples overflows C's stack, integers of equal hash make a dict quadratic, and a
 memo index of 2^32 allocates a table of that size.
 """
 
@@ -11,7 +11,7 @@ import pickletools
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
-from ..utils.errors import BLPSegError, describe
+from .errors import BLPSegError, describe
 
 __all__ = ["check_pickle"]
 
