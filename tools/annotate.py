@@ -2,6 +2,7 @@
 """Scribble on photos in the browser, with a model in the loop."""
 
 import argparse
+import os
 import secrets
 import webbrowser
 
@@ -43,8 +44,14 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     arguments = add_debug_flag(parser).parse_args()
 
+    # NumPy's many threads for small matrices only slow the rest down; a trainer started later decides for itself.
+    limited = "OMP_NUM_THREADS" not in os.environ
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from blpseg.annotate.server import serve
     from blpseg.annotate.store import Project
+
+    if limited:
+        del os.environ["OMP_NUM_THREADS"]
 
     project = Project(arguments.project, arguments.images, arguments.classes)
     token = "" if arguments.token is None else arguments.token or secrets.token_urlsafe(16)

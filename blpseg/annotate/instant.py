@@ -1,8 +1,8 @@
 """The instant model: frozen features of a pretrained network and a logistic regression on one photo's strokes.
 
-A prediction is a linear map of feature maps at several strides. Enlarging maps and summing channels commute, so that the
-regression's weights are applied at each stride, and only a map for each class is enlarged. The class maps at stride 4
-are brought to the photo's pixels along the photo's edges by the guided filter (He & Sun, "Fast Guided Filter", 2015).
+A prediction is a linear map of feature maps at several strides. Enlarging maps and summing channels commute, so that
+the regression's weights are applied at each stride, and only a map for each class is enlarged. The class maps at stride
+4 are brought to the photo's pixels along the photo's edges by the guided filter (He & Sun, "Fast Guided Filter", 2015).
 """
 
 from __future__ import annotations
@@ -13,20 +13,33 @@ import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.optimize import minimize
 
 from ..scribbles.rasterize import UNANNOTATED
 from ..utils.files import read_image, write_bytes_atomic
 from .store import Photo, Project
 
-__all__ = ["Features", "Instant", "fit", "guided", "join"]
+__all__ = [
+    "Features",
+    "Instant",
+    "fit",
+    "guided",
+    "join",
+    "load_arrays",
+    "model_path",
+    "save_arrays",
+    "working_picture",
+]
 
 STRIDE = 4  # of the grid that class maps are computed on, working pixels
-_SIDES = 640, 800  # the longer side of a working picture: smaller photos are enlarged, by 4 at most, larger ones reduced
+_SIDES = (
+    640,
+    800,
+)  # the longer side of a working picture: smaller photos are enlarged, by 4 at most, larger ones reduced
 _LARGEST_SCALE = 4.0
 _PIXELS = 3000  # of the strokes that the regression is fitted to
 _ITERATIONS = 40
@@ -66,11 +79,22 @@ class Instant:
         self._network = None
         self._known: OrderedDict[tuple, Features] = OrderedDict()
         self._lock = threading.RLock()
+        self._background = ThreadPoolExecutor(1)
 
-    def warm_up(self) -> None:
-        """Import what takes seconds, so that the first prediction does not wait for it."""
-        with self._lock:
-            self._load_network()
+    def prepare(self, photo: Photo | None = None) -> None:
+        """Load the network, and compute a photo's features, in the background: the first stroke will not wait."""
+
+        def work():
+            with self._lock:
+                self._load_network()
+                if photo:
+                    self.features(photo, self.model_file(photo))
+
+        self._background.submit(work)
+
+    def close(self) -> None:
+        """End what is under way in the background."""
+        self._background.shutdown(cancel_futures=True)
 
     def predict(self, photo: Photo) -> tuple[np.ndarray, str]:
         """The class map from the strokes as they are.
@@ -97,8 +121,8 @@ class Instant:
 
     def model_file(self, photo: Photo) -> str | None:
         """Where the trained model's view of a photo lies, if there is one."""
-        path = self.project.root / ".cache/model" / f"{photo.stem}.npz"
-        return str(path) if path.exists() else None
+        path = model_path(self.project.root, photo.stem)
+        return path if os.path.exists(path) else None
 
     def features(self, photo: Photo, model: str | None) -> Features:
         key = (photo.name, photo.path.stat().st_mtime_ns, model and os.stat(model).st_mtime_ns)
@@ -114,12 +138,9 @@ class Instant:
 
     def _compute(self, photo: Photo) -> Features:
         image = read_image(str(photo.path))
-        longest = max(image.shape[:2])
-        scale = min(np.clip(longest, *_SIDES) / longest, _LARGEST_SCALE)
-        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        small = working_picture(image)
+        height, width = small.shape[:2]
         grid = -(-height // STRIDE), -(-width // STRIDE)
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        small = cv2.resize(image, (width, height), interpolation=method)
         guide = cv2.resize(small, grid[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         path = str(self.folder / f"{photo.stem}.npz")
         stamp = np.array([_FORMAT, photo.path.stat().st_mtime_ns, height, width])
@@ -148,10 +169,20 @@ class Instant:
 
     def _load_network(self):
         if self._network is None:
+            import scipy.optimize  # noqa: F401  (the first fit should not wait for it)
+
             from ..modeling.timm_backbone import pretrained_features
 
             self._network = pretrained_features()
         return self._network
+
+
+def working_picture(image: np.ndarray) -> np.ndarray:
+    """A photo, (H, W, 3) uint8, at the size that features are computed at."""
+    longest = max(image.shape[:2])
+    scale = min(np.clip(longest, *_SIDES) / longest, _LARGEST_SCALE)
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def join(features: Features, label: np.ndarray, classes: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
@@ -199,6 +230,8 @@ def fit(
     Returns:
         weights (D, count) and bias (count,).
     """
+    from scipy.optimize import minimize  # here, since it takes as long to import as the whole server
+
     frequency = np.bincount(target, minlength=count)
     share = (1 / frequency[target] / np.count_nonzero(frequency)).astype(np.float32)[:, None]
     samples = np.concatenate([samples, np.ones((len(samples), 1), np.float32)], axis=1)
@@ -299,6 +332,11 @@ def _read_levels(path: str, stamp: np.ndarray) -> list[np.ndarray] | None:
     if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
         return None
     return [arrays[f"level{i}"] for i in range(len(arrays))]
+
+
+def model_path(root: str | os.PathLike, stem: str) -> str:
+    """Where :mod:`.predict_all` leaves what the trained model says of a photo."""
+    return os.path.join(root, ".cache/model", f"{stem}.npz")
 
 
 def load_arrays(path: str) -> dict[str, np.ndarray] | None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import io
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import cv2
+import numpy as np
+from PIL import Image
 
 from ..scribbles._untrusted import parse_json
+from ..scribbles.rasterize import UNANNOTATED
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import read_image
+from .export import export
+from .instant import Instant
+from .regions import region_at, region_strokes
 from .store import MAX_BODY, Conflict, Project, Unknown
+from .training import Training, scored
 
 try:
     from fastapi import Depends, FastAPI, Request
@@ -137,25 +146,32 @@ def create_app(
         on_start: called when the application starts.
     """
 
+    instant, training = Instant(project), Training(project)
+
     @contextlib.asynccontextmanager
     async def lifespan(app):
         if on_start:
             on_start()
+        instant.prepare()
         yield
+        training.close()
+        instant.close()
 
     app = FastAPI(title="BLPSeg", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_middleware(Guard, hosts=hosts or set(_LOOPBACK), token=token)
     for kind, status in ((BLPSegError, 400), (Unknown, 404), (Conflict, 409), (OSError, 507)):
         app.add_exception_handler(kind, _answer(status))
-    _add_strokes(app, project)
+    _add_strokes(app, project, instant, training)
+    _add_models(app, project, instant, training)
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
 
 
-def _add_strokes(app: FastAPI, project: Project) -> None:
+def _add_strokes(app: FastAPI, project: Project, instant: Instant, training: Training) -> None:
     @app.get("/api/project")
     def describe_project():
         return {
+            "trainer": training.status(),
             "classes": [{"name": n, "color": list(c)} for n, c in zip(project.classes, project.colors, strict=True)],
             "images": [
                 {"name": photo.name, "width": photo.width, "height": photo.height, "strokes": photo.count}
@@ -182,12 +198,65 @@ def _add_strokes(app: FastAPI, project: Project) -> None:
 
     @app.get("/api/strokes/{name}")
     def get_strokes(name: str):
+        instant.prepare(project.photo(name))  # the first stroke will come soon
         return project.read(project.photo(name))
 
     @app.put("/api/strokes/{name}")
     def put_strokes(name: str, body: Body):
         saved = project.write(project.photo(name), body)
         return {"version": saved["version"], "strokes": len(saved["strokes"])}
+
+
+def _add_models(app: FastAPI, project: Project, instant: Instant, training: Training) -> None:
+    @app.post("/api/predict/{name}")
+    def predict(name: str):
+        label, source = instant.predict(project.photo(name))
+        return Response(_indexed_png(label, project.colors), media_type="image/png", headers={"x-prediction": source})
+
+    @app.post("/api/region/{name}")
+    def region(name: str, body: Body):
+        photo = project.photo(name)
+        x, y = (body.get(key) if isinstance(body, dict) else None for key in ("x", "y"))
+        if type(x) is not int or type(y) is not int or not (0 <= x < photo.width and 0 <= y < photo.height):
+            raise BLPSegError(f"{photo.name}: x and y are no pixel of the photo")
+        label, _ = instant.predict(photo)
+        if label[y, x] == UNANNOTATED:
+            raise BLPSegError("nothing is predicted here yet: draw strokes first")
+        (stroke,) = region_strokes(region_at(label, y, x), int(label[y, x]))
+        return {"stroke": stroke | {"time": time.time()}}
+
+    @app.get("/api/next")
+    def rank():
+        return {"images": scored(project)}
+
+    @app.get("/api/train")
+    def progress():
+        return training.status()
+
+    @app.post("/api/train")
+    def train(body: Body):
+        training.start(body.get("iterations") if isinstance(body, dict) else None)
+        return training.status()
+
+    @app.delete("/api/train")
+    def stop():
+        training.stop()
+        return training.status()
+
+    @app.post("/api/export")
+    def write_all():
+        return {"folder": str(project.root), "files": export(project, instant)}
+
+
+def _indexed_png(label: np.ndarray, colors: Sequence[Sequence[int]]) -> bytes:
+    """Class numbers as a palette image; 255, nothing known, is transparent."""
+    picture = Image.fromarray(label)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors)] = colors
+    picture.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", transparency=UNANNOTATED, compress_level=1)
+    return buffer.getvalue()
 
 
 def _thumbnail(project: Project, name: str) -> bytes:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["decode_rle"]
+__all__ = ["decode_rle", "encode_rle"]
 
 _LARGEST = 1 << 22  # bytes of a stroke's code, which bounds the time it takes
 
@@ -55,6 +55,31 @@ def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
         values[done:end] = bits.read(word_size) if repeats else bits.read_words(word_size, end - done)
         done = end
     return values
+
+
+def encode_rle(mask: np.ndarray) -> list[int]:
+    """The code of a mask, as Label Studio's brush has it: opaque where the mask is, RGBA.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        bytes as integers; :func:`decode_rle` gives 4 values a pixel, 255 in the mask and 0 elsewhere.
+    """
+    flat = np.asarray(mask, bool).reshape(-1)
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
+    sizes = 4 * np.diff(ends, prepend=0)
+    counters = (4, 8, 12, 16)  # bits
+    bits = [f"{4 * flat.size:032b}", f"{7:05b}", *(f"{size - 1:04b}" for size in counters)]
+    for size, value in zip(sizes.tolist(), flat[ends - 1].tolist(), strict=True):
+        while size:
+            part = min(size, 1 << counters[-1])
+            kind = next(i for i, counter in enumerate(counters) if part <= 1 << counter)
+            bits.append(f"1{kind:02b}{part - 1:0{counters[kind]}b}{255 * value:08b}")
+            size -= part
+    text = "".join(bits)
+    text += "0" * (-len(text) % 8)
+    return list(int(text, 2).to_bytes(len(text) // 8, "big"))
 
 
 class _Bits:

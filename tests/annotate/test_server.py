@@ -1,10 +1,16 @@
 """The doors of the server, and who may not come in."""
 
+import io
 import json
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask
+
+from blpseg.scribbles import rasterize_strokes
+from blpseg.scribbles.label_studio_rle import decode_rle
 
 pytest.importorskip("fastapi", reason="the extra `annotate` is not installed")
 from fastapi.testclient import TestClient  # noqa: E402
@@ -99,3 +105,56 @@ def test_strokes_hold_no_markup(client, project):
     assert client.put("/api/strokes/a.jpg", json=document).status_code == 200
     stored = project.strokes_path(project.photo("a.jpg")).read_text()
     assert "evil" not in stored and "script" not in stored and json.loads(stored)["image"] == "a.jpg"
+
+
+def test_prediction_region_and_ranking(client, project):
+    client.put("/api/strokes/a.jpg", json={"strokes": [stroke(1, [30, 30], [50, 32]), stroke(0, [4, 4], [76, 5])]})
+    answer = client.post("/api/predict/a.jpg")
+    assert answer.headers["x-prediction"] == "strokes"
+    picture = Image.open(io.BytesIO(answer.content))
+    assert picture.mode == "P" and picture.size == (80, 60) and picture.getpalette()[3:6] == list(project.colors[1])
+    label = np.asarray(picture)
+    found = client.post("/api/region/a.jpg", json={"x": 40, "y": 20}).json()["stroke"]
+    drawn = rasterize_strokes([(found["class"], np.array(found["points"])[:, ::-1])], 60, 80)
+    assert drawn[20, 40] == 1 and (label[drawn == 1] == 1).all() and (drawn == 1).sum() > 600
+    for place in ({"x": -1, "y": 0}, {"x": 80, "y": 0}, {"x": "1", "y": 0}, [], {}):
+        assert client.post("/api/region/a.jpg", json=place).status_code == 400
+    empty = Image.open(io.BytesIO(client.post("/api/predict/d%231.png").content))
+    assert (np.asarray(empty) == 255).all() and empty.info["transparency"] == 255
+    ranked = client.get("/api/next").json()["images"]
+    assert [i["name"] for i in ranked] == ["b c.png", "d#1.png", "a.jpg"] and ranked[0]["score"] is None
+
+
+def test_export(client, project):
+    client.put("/api/strokes/a.jpg", json={"strokes": [stroke(2, [30, 30], [50, 32]), stroke(0, [4, 4], [76, 5])]})
+    files = client.post("/api/export").json()["files"]
+    assert all((project.root / name).is_file() for name in files)
+    label = cv2.imread(str(project.root / "predictions/a.png"), cv2.IMREAD_UNCHANGED)
+    assert label.shape == (60, 80) and set(np.unique(label)) == {0, 2}
+    coco = json.loads((project.root / "export/coco.json").read_text())
+    assert [c["name"] for c in coco["categories"]] == CLASSES and len(coco["images"]) == 1
+    for annotation in coco["annotations"]:
+        assert np.array_equal(mask.decode(annotation["segmentation"]), label == annotation["category_id"])
+    (task,) = json.loads((project.root / "export/label_studio.json").read_text())
+    for result in task["predictions"][0]["result"]:
+        values = decode_rle("", result["value"]["rle"], 4 * 60 * 80).reshape(60, 80, 4)
+        number = CLASSES.index(result["value"]["brushlabels"][0])
+        assert np.array_equal(values == 255, np.repeat((label == number)[..., None], 4, axis=2))
+    config = (project.root / "export/label_studio_config.xml").read_text()
+    assert "&lt;b&gt;flower" in config and "<b>" not in config
+    nnunet = project.root / "export/nnunet/Dataset001_scribbles"
+    described = json.loads((nnunet / "dataset.json").read_text())
+    assert described["labels"]["ignore"] == 3 and described["numTraining"] == 1
+    sparse = cv2.imread(str(nnunet / "labelsTr/a.png"), cv2.IMREAD_UNCHANGED)
+    drawn = cv2.imread(str(project.label_path(project.photo("a.jpg"))), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(sparse, np.where(drawn == 255, 3, drawn))
+    assert len(list((nnunet / "imagesTr").iterdir())) == 1 and len(list((nnunet / "imagesTs").iterdir())) == 2
+
+
+def test_training_is_refused_without_two_classes(client):
+    client.put("/api/strokes/a.jpg", json={"strokes": [stroke(1, [30, 30])]})
+    for body in ({}, {"iterations": 0}, {"iterations": "1"}, {"iterations": 10**9}):
+        answer = client.post("/api/train", json=body)
+        assert answer.status_code == 400, body
+    assert client.get("/api/train").json()["state"] == "idle" == client.delete("/api/train").json()["state"]
+    assert client.get("/api/project").json()["trainer"]["state"] == "idle"

@@ -141,6 +141,7 @@ async function predict() {
     return;
   }
   predicting = true;
+  document.body.classList.add('predicting');
   do {
     stale = false;
     const {sheet} = state;
@@ -155,6 +156,7 @@ async function predict() {
     }
   } while (stale);
   predicting = false;
+  document.body.classList.remove('predicting');
 }
 
 // Classes and tools

@@ -1,0 +1,117 @@
+"""The instant model: the regression, the way to the photo's pixels, and real photographs."""
+
+import cv2
+import numpy as np
+import pytest
+
+from blpseg.annotate import instant
+from blpseg.annotate.instant import Features, Instant, fit, guided, join
+from blpseg.annotate.store import Project
+from blpseg.scribbles import VOC_NAMES
+from blpseg.utils.files import read_label
+
+from .conftest import stroke
+
+
+def objective(samples, target, count, weights, bias):
+    """Class-balanced cross entropy + decay, sample by sample."""
+    total = instant._DECAY * ((weights**2).sum() + (bias**2).sum())
+    classes = len(np.unique(target))
+    for x, c in zip(samples, target, strict=True):
+        logits = x @ weights + bias
+        total += (np.log(np.exp(logits).sum()) - logits[c]) / (target == c).sum() / classes
+    return total
+
+
+def test_regression_is_at_its_minimum_and_classes_count_alike(monkeypatch):
+    monkeypatch.setattr(instant, "_ITERATIONS", 500)
+    rng = np.random.default_rng(0)
+    target = np.repeat([0, 2], [30, 6])
+    samples = (rng.normal(size=(36, 4)) + target[:, None]).astype(np.float32)
+    weights, bias = fit(samples, target, 3)
+    least = objective(samples, target, 3, weights, bias)
+    for _ in range(50):
+        other = weights + rng.normal(0, 0.02, weights.shape), bias + rng.normal(0, 0.02, 3)
+        assert objective(samples, target, 3, *other) > least
+    again = fit(np.concatenate([samples, samples[:30]]), np.concatenate([target, target[:30]]), 3)
+    np.testing.assert_allclose(again[0], weights, atol=2e-2)
+
+
+def test_class_maps_follow_the_edges_of_the_photo():
+    image = np.full((80, 120, 3), 40, np.uint8)
+    truth = np.zeros((80, 120), np.uint8)
+    cv2.circle(truth, (61, 37), 22, 3, -1)
+    image[truth == 3] = (200, 120, 60)
+    grid = (20, 30)
+    guide = cv2.resize(image, grid[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    coarse = cv2.resize(truth, grid[::-1], interpolation=cv2.INTER_NEAREST).astype(np.float32)
+    logits = 8 * (np.stack([3 - coarse, coarse]) / 3 - 0.5)
+    result = guided(Features(image, [], grid, guide), logits, np.array([0, 3]))
+    blocks = cv2.resize(coarse.astype(np.uint8), (120, 80), interpolation=cv2.INTER_NEAREST)
+    assert (result != truth).mean() < 0.2 * (blocks != truth).mean()
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_training_sees_the_features_that_prediction_uses(factor):
+    """The value sampled at a cell's middle is that of the enlarged map, of which the padding is cut off."""
+    grid = (13, 21)
+    size = -(-grid[0] // factor), -(-grid[1] // factor)
+    level = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
+    enlarged = instant._enlarge(level, factor, grid)
+    rows, columns = (i.reshape(-1) for i in np.indices(grid))
+    sampled = instant._sample(level, (rows + 0.5, columns + 0.5), factor)
+    np.testing.assert_allclose(sampled.T.reshape(3, *grid), enlarged, atol=1e-5)
+
+
+def test_strokes_are_what_they_say_and_the_rest_follows():
+    rng = np.random.default_rng(0)
+    truth = np.zeros((48, 64), np.uint8)
+    truth[12:40, 20:50] = 4
+    label = np.full((48, 64), 255, np.uint8)
+    label[20, 25:45], label[4, 8:50], label[44, 3:20] = 4, 0, 0
+    coarse = cv2.resize((truth == 4).astype(np.float32), (16, 12), interpolation=cv2.INTER_AREA)
+    level = np.stack([coarse, rng.normal(0, 0.1, coarse.shape)]).astype(np.float32)
+    features = Features(np.zeros((48, 64, 3), np.uint8), [(1, level)], (12, 16), np.zeros((12, 16, 3), np.float32))
+    logits = join(features, label, np.array([0, 4]), None)
+    assert np.array_equal(logits.argmax(axis=0) == 1, coarse > 0.5)
+
+
+def test_predictions_of_a_project(project):
+    model = Instant(project)
+    photo = project.photo("a.jpg")
+    assert model.predict(photo)[1] == "none" and (model.predict(photo)[0] == 255).all()
+    project.write(photo, {"strokes": [stroke(1, [30, 30], [50, 32])]})
+    label, source = model.predict(photo)
+    assert source == "strokes" and (label == 1).all(), "one class is all that is known"
+    project.write(photo, {"strokes": [stroke(1, [30, 30], [50, 32]), stroke(0, [4, 4], [76, 5])]})
+    label, _ = model.predict(photo)
+    truth = np.zeros((60, 80), np.uint8)
+    truth[15:-15, 20:-20] = 1
+    assert (label == truth).mean() > 0.95
+    files = list((project.root / ".cache/features").iterdir())
+    assert [f.name for f in files] == ["a.npz"]
+    files[0].write_bytes(b"damaged")
+    assert (Instant(project).predict(photo)[0] == label).mean() > 0.99, "the cache only saves time"
+    model.close()
+
+
+def test_voc_photographs(shared_data, tmp_path):
+    """Photographs with simulated scribbles; docs/ANNOTATE.md has the figure for 24 of them."""
+    root = shared_data / "VOCdevkit"
+    names = (root / "VOC2012/ImageSets/Segmentation/val.txt").read_text().split()[5::90]
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        (tmp_path / f"photos/{name}.jpg").write_bytes((root / f"VOC2012/JPEGImages/{name}.jpg").read_bytes())
+    project = Project(tmp_path / "project", tmp_path / "photos", VOC_NAMES)
+    from blpseg.scribbles import simulate_scribble
+
+    model, scores = Instant(project), []
+    for photo in project.photos.values():
+        mask = read_label(str(root / f"VOC2012/SegmentationClassAug/{photo.stem}.png"))
+        scribble = simulate_scribble(mask, preference=0.5, width=3, seed=0)
+        cv2.imwrite(str(project.label_path(photo)), scribble)
+        label, _ = model.predict(photo)
+        label = np.where(mask == 255, 255, label)
+        scores.append(np.mean([((label == c) & (mask == c)).sum() / ((label == c) | (mask == c)).sum()
+                               for c in np.setdiff1d(mask, 255)]))  # fmt: skip
+    assert len(scores) == 4 and np.mean(scores) > 0.8
