@@ -14,7 +14,7 @@ INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -
 DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_lite.yaml
 PHOTOS := $(DATASETS)/photos
 
-.PHONY: install demo test lint docs dist clean
+.PHONY: install demo annotate test lint docs dist clean
 
 install: $(INSTALLED)
 	@cat $<
@@ -57,6 +57,10 @@ demo: $(INSTALLED)
 	@echo "      metrics.json, TensorBoard events. The data lie in $(DATASETS)/photos and $(DATASETS)/synthetic."
 	@echo "Next: draw more strokes on the photographs, or a project of your own photos (docs/GETTING_STARTED.md):"
 	@echo "      $(BIN)/python tools/annotate.py $(PHOTOS) --open"
+
+annotate: $(INSTALLED)
+	$(BIN)/python datasets/make_photos.py
+	$(BIN)/python tools/annotate.py $(PHOTOS) --open
 
 # One thread a process: on a busy machine two threads wait for each other.
 test: $(INSTALLED)

@@ -32,6 +32,6 @@ class BuildPy(build_py):
 
 setup(
     packages=find_packages(include=["blpseg", "blpseg.*"]),
-    package_data={"blpseg": ["py.typed", "**/*.html", "**/*.js", "**/*.css"]},
+    package_data={"blpseg": ["py.typed", "annotate/static/*"]},
     cmdclass={"build_py": BuildPy},
 )

@@ -58,6 +58,7 @@ def test_contents(built):
     inside = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "blpseg/py.typed",
+        "blpseg/annotate/static/index.html",
         "blpseg/tools/train_net.py",
         "blpseg/prepare/make_synthetic.py",
         "blpseg/configs/Base-BLPSeg-R18.yaml",

@@ -1,5 +1,6 @@
-"""The examples run."""
+"""The examples run: the notebook from photo and strokes to a mask, and inference without PyTorch."""
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,20 @@ from detectron2.modeling import build_model
 
 from blpseg import get_cfg
 from blpseg.evaluation.export import export
+
+from . import snippets
+
+
+@pytest.mark.slow
+def test_notebook(root, tmp_path):
+    cells = json.loads((root / "examples/photo_to_mask.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "ITERATIONS = 120" in code
+    short = code.replace("ITERATIONS = 120", "ITERATIONS = 2")
+    snippets.run([snippets.Block("python", "", short)], tmp_path, {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"})
+    mask = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (600, 512) and set(np.unique(mask)) <= {0, 1, 2}
+    assert (tmp_path / "mask_figure.png").stat().st_size > 10_000
 
 
 def test_onnx_example_without_torch(root, tmp_path):

@@ -1,7 +1,11 @@
 """The code in the documents runs as it stands there."""
 
+import json
+import shlex
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from blpseg.prepare.make_synthetic import make_synthetic
@@ -9,6 +13,7 @@ from blpseg.prepare.make_synthetic import make_synthetic
 from . import snippets
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 EXTENDING = snippets.sections(ROOT / "docs/EXTENDING.md")
 
 
@@ -17,7 +22,7 @@ def environment(tmp_path_factory):
     """A data root with nine generated images."""
     root = tmp_path_factory.mktemp("data")
     make_synthetic(str(root / "synthetic"), size=(48, 48), train=6, val=3)
-    return {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return ENVIRONMENT | {"DETECTRON2_DATASETS": str(root)}
 
 
 @pytest.fixture
@@ -49,3 +54,46 @@ def test_blocks_and_commands():
         snippets.Block("bash", "", '# why\npython a.py --x \\\n    "y z"   # and\n'),
     ]
     assert snippets.commands(snippets.blocks(text)[1].text) == [["python", "a.py", "--x", "y z"]]
+
+
+@pytest.mark.slow
+def test_getting_started(tmp_path):
+    """Every command of the document, except those that install something or wait for a browser."""
+    for folder in ("configs", "tools", "datasets"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    draw_photos_and_strokes(tmp_path)
+    text = (ROOT / "docs/GETTING_STARTED.md").read_text()
+    done = []
+    for block in snippets.blocks(text):
+        if block.language == "bash":
+            for words in snippets.commands(block.text):
+                if words[0] in ("git", "make", "source") or words[1] == "tools/annotate.py":
+                    continue
+                if words[1] == "tools/train_net.py":
+                    words += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2"]
+                snippets.run([snippets.Block("bash", "", shlex.join(words))], tmp_path, ENVIRONMENT)
+                done.append(words[1])
+        else:
+            snippets.run([block], tmp_path, ENVIRONMENT)
+    assert {"tools/new_project.py", "datasets/prepare_scribbles.py", "tools/check_dataset.py", "tools/demo.py"} <= set(
+        done
+    )
+    masks = sorted(path.name for path in (tmp_path / "output/masks").glob("*_raw.png"))
+    assert masks == ["a_raw.png", "b_raw.png", "c_raw.png"]
+
+
+def draw_photos_and_strokes(folder):
+    """Three photos of two colours on a third, labelme strokes on each, and the classes' numbers."""
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    (folder / "annotations").mkdir()
+    (folder / "classes.yaml").write_text("background: 0\nleaf: 1\nstem: 2\n")
+    for name in "abc":
+        photo = rng.integers(0, 60, (96, 128, 3), np.uint8)
+        photo[20:50, 20:90, 1] += 150
+        photo[60:90, 50:70, 2] += 150
+        cv2.imwrite(str(folder / f"photos/{name}.jpg"), photo)
+        strokes = {"background": [(5, 5), (120, 8)], "leaf": [(25, 30), (85, 40)], "stem": [(60, 65), (60, 85)]}
+        shapes = [{"label": c, "shape_type": "linestrip", "points": points} for c, points in strokes.items()]
+        content = {"imagePath": f"{name}.jpg", "imageHeight": 96, "imageWidth": 128, "shapes": shapes}
+        (folder / f"annotations/{name}.json").write_text(json.dumps(content))
