@@ -188,6 +188,8 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.OUTPUT = CN()
     cfg.OUTPUT.LOG_PERIOD = 20  # iterations between lines, metrics.json and TensorBoard points
     cfg.OUTPUT.KEEP_CHECKPOINTS = 2  # newest ones that stay, beside model_best.pth and model_final.pth
+    # model_best.pth and model_final.pth without the optimiser's state, a third of the size; --resume does without them.
+    cfg.OUTPUT.SLIM_MODELS = True
     # Iterations between pictures of training images in TensorBoard, with coverage and precision of their pseudo
     # labels; 0 = off.
     cfg.OUTPUT.PANEL_PERIOD = 500

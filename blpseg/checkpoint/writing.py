@@ -117,17 +117,24 @@ class Checkpointer:
     """The checkpoints of one output directory.
 
     ``model_0000099.pth`` holds the state after iteration 99 (the 100th), the name Detectron2 gives it;
-    ``model_best.pth`` and ``model_final.pth`` are further names (hard links) of such files.
+    ``model_best.pth`` and ``model_final.pth`` are further names (hard links) of such files, or slim copies.
     """
 
-    def __init__(self, output_dir: str, keep: int):
+    def __init__(self, output_dir: str, keep: int, *, slim: bool = False):
         """
         Args:
             output_dir: an existing folder, local or remote.
-            keep: how many of the newest numbered checkpoints stay; at least 1.
+            keep: how many of the newest numbered checkpoints stay.
+            slim: leave the optimiser's state out of ``model_best.pth`` and ``model_final.pth``.
+
+        Raises:
+            BLPSegError: ``keep`` is less than 1; then no checkpoint would stay.
         """
+        if keep < 1:
+            raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep}: at least 1 must stay to go on from")
         self.output_dir = output_dir
         self.keep = keep
+        self.slim = slim
 
     def path(self, iteration: int) -> str:
         return os.path.join(self.output_dir, f"model_{iteration:07d}.pth")
@@ -161,6 +168,10 @@ class Checkpointer:
 
     def _link(self, iteration: int, name: str) -> None:
         source, target = self.path(iteration), os.path.join(self.output_dir, name)
+        if self.slim:
+            state = load_file(source)
+            save_atomic(target, {key: value for key, value in state.items() if key != "optimizer"})
+            return
         if "://" in target:
             PathManager.copy(source, target, overwrite=True)
             return
@@ -179,7 +190,7 @@ class Checkpointer:
         if "://" in self.output_dir or not os.path.isdir(self.output_dir):
             return
         for name in os.listdir(self.output_dir):
-            if re.fullmatch(r"\.(model_\w+\.pth|last_checkpoint|\w+\.(json|yaml))\.\d+\.tmp", name):
+            if re.fullmatch(r"\.(model_\w+\.pth|last_checkpoint|\w+\.(json|yaml)|dump_\w+\.pth)\.\d+\.tmp", name):
                 os.unlink(os.path.join(self.output_dir, name))
 
     def readable(self, *, trust: bool = False) -> Iterator[tuple[str, dict]]:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import cv2
 import numpy as np
@@ -18,7 +19,10 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
 from ..utils.errors import BLPSegError, debug_enabled, describe
-from .dataset_mapper import ScribbleDatasetMapper
+from ..utils.files import read_label
+from ..utils.labels import UNANNOTATED
+from ..utils.parallel import die_with
+from .dataset_mapper import LABEL_FILES, ScribbleDatasetMapper
 from .datasets import load_records, register_folder
 
 __all__ = ["build_test_loader", "build_train_loader"]
@@ -47,14 +51,15 @@ def build_train_loader(
         Iterating gives lists of IMS_PER_BATCH / world size mapped records.
 
     Raises:
-        BLPSegError: data is missing, classes do not fit the model, or the batch cannot be shared out. While
-            iterating: a file is bad; also from a worker process it arrives as this one line.
+        BLPSegError: data is missing, no label has an annotated pixel, classes do not fit the model, or the batch cannot
+            be shared out. While iterating: a file is bad; also from a worker process it arrives as this one line.
     """
     register_folder(cfg)
     if not cfg.DATASETS.TRAIN:
         raise BLPSegError("DATASETS.TRAIN is empty; name a data set to train on")
     optional = ("scribbles",) if cfg.INPUT.SUPERVISION == "dense" else ()
     records = [record for name in cfg.DATASETS.TRAIN for record in _load(cfg, name, optional)]
+    _require_annotation(records, LABEL_FILES[cfg.INPUT.SUPERVISION])
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise BLPSegError(
@@ -66,7 +71,7 @@ def build_train_loader(
         batch_sampler=_RunBatches(cfg.SOLVER.IMS_PER_BATCH, world_size, comm.get_rank(), start_iter),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
 
 
@@ -93,7 +98,7 @@ def build_test_loader(
         batch_size=1,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
 
 
@@ -108,6 +113,16 @@ def _load(cfg: CfgNode, name: str, optional: tuple[str, ...] = ()) -> list[dict]
             f"data set {name!r} has {len(classes)} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}; make them agree"
         )
     return records
+
+
+def _require_annotation(records: list[dict], key: str) -> None:
+    """Reads labels up to the first with an annotated pixel, which mostly is the first of all."""
+    paths = [record[key] for record in records if key in record]
+    if paths and not any((read_label(path) != UNANNOTATED).any() for path in paths):
+        raise BLPSegError(
+            f"{paths[0]}: nothing is annotated in it, nor in the other {len(paths) - 1} labels to train on, all pixels "
+            f"are {UNANNOTATED}; draw strokes (tools/annotate.py), or convert them (docs/SCRIBBLES.md)"
+        )
 
 
 class _MappedDataset(torch.utils.data.Dataset):
@@ -207,7 +222,8 @@ class _Loader(torch.utils.data.DataLoader):
         )
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(parent: int, worker: int) -> None:
+    die_with(parent)
     cv2.setNumThreads(0)  # the workers are the parallelism
     # Out of the process group: Ctrl-C or a scheduler's signal to the group is for the training process, which still
     # needs batches to finish its step; the workers end with it.

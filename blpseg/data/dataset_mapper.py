@@ -15,7 +15,8 @@ from .augmentation import TrainingAugmentation
 
 __all__ = ["ScribbleDatasetMapper"]
 
-_KEYS = {"scribble": "scribble_file_name", "dense": "sem_seg_file_name"}
+# INPUT.SUPERVISION -> the record's field that names the label
+LABEL_FILES = {"scribble": "scribble_file_name", "dense": "sem_seg_file_name"}
 
 
 class ScribbleDatasetMapper:
@@ -47,8 +48,8 @@ class ScribbleDatasetMapper:
             ignore_label: value of dense masks without a class, beside 255.
             augmentation: needed when training.
         """
-        if supervision not in _KEYS:
-            raise BLPSegError(f"INPUT.SUPERVISION {supervision!r}: expected one of {', '.join(_KEYS)}")
+        if supervision not in LABEL_FILES:
+            raise BLPSegError(f"INPUT.SUPERVISION {supervision!r}: expected one of {', '.join(LABEL_FILES)}")
         if not 2 <= num_classes <= MOST_CLASSES:
             raise BLPSegError(
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}: 2 to {MOST_CLASSES} are possible with 8-bit labels"
@@ -110,10 +111,10 @@ class ScribbleDatasetMapper:
 
     def _read_label(self, record: dict, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The label with C for "not annotated", (H, W) uint8, and the classes in it, (C,) bool."""
-        path = record.get(_KEYS[self.supervision])
+        path = record.get(LABEL_FILES[self.supervision])
         if path is None:
             raise BLPSegError(
-                f"{record['file_name']}: its record has no {_KEYS[self.supervision]}, which "
+                f"{record['file_name']}: its record has no {LABEL_FILES[self.supervision]}, which "
                 f"INPUT.SUPERVISION {self.supervision!r} needs"
             )
         label = read_label(path)

@@ -7,24 +7,16 @@ import logging
 import torch
 from detectron2.config import CfgNode
 
-from ..utils.errors import BLPSegError
-
 __all__ = ["autocast_dtype"]
 
 logger = logging.getLogger(__name__)
 
 
 def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """The type of mixed precision on ``device`` by ``SOLVER.AMP``; None for float32 throughout.
-
-    Raises:
-        BLPSegError: ``SOLVER.AMP.DTYPE`` names another type than float16 and bfloat16.
-    """
+    """The type of mixed precision on ``device`` by ``SOLVER.AMP``; None for float32 throughout."""
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     name = cfg.SOLVER.AMP.DTYPE
-    if name not in ("float16", "bfloat16"):
-        raise BLPSegError(f"config: SOLVER.AMP.DTYPE {name!r} is not float16 or bfloat16")
     if device.type != "cpu":
         return getattr(torch, name)
     if name == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
+import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..data.datasets import register_folder
-from ..utils.errors import BLPSegError
+from ..utils.device import choose_device, device_name
+from ..utils.threads import allowed_cpus, busy_cpus, choose_threads
 from .output_dir import claim_output_dir, setup_logging
 
-__all__ = ["announce", "choose_device", "default_setup"]
+__all__ = ["announce", "default_setup"]
 
 logger = logging.getLogger(__name__)
-
-
-def choose_device(wanted: str) -> str:
-    """``cuda`` or ``cpu`` for MODEL.DEVICE ``wanted``: the CPU where there is no GPU.
-
-    Raises:
-        BLPSegError: a GPU is asked for by its number.
-    """
-    if wanted.startswith("cuda:") and wanted != "cuda:0":
-        raise BLPSegError(
-            f"MODEL.DEVICE {wanted}: processes take GPUs by their rank; write cuda, and choose the GPUs with "
-            f"CUDA_VISIBLE_DEVICES={wanted[5:]}"
-        )
-    if wanted.startswith("cuda"):
-        # A process has one GPU, chosen by its rank.
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -64,11 +50,28 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         cfg.freeze()
 
 
+def share_cpus() -> str:
+    """Give this process its share of the CPUs that are free, unless OMP_NUM_THREADS says how many threads to use.
+
+    Returns:
+        what decided, for a reader.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return "OMP_NUM_THREADS"
+    cpus, busy = allowed_cpus(), busy_cpus()
+    threads = choose_threads(comm.get_local_size(), cpus, busy)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    return f"of {cpus:g} CPUs, {busy:.1f} busy"
+
+
 def announce(wanted: str, device: str) -> None:
-    """Log what this run computes on."""
+    """Choose threads, and log what this run computes on."""
+    why = share_cpus()
     logger.info(
-        f"{comm.get_world_size()} process(es) on {device}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} thread(s) each"
+        f"{comm.get_world_size()} process(es) on {device_name(device)}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} thread(s) each ({why})"
     )
     if wanted != device and device == "cpu":
-        logger.warning(f"MODEL.DEVICE {wanted}: there is no GPU here, the CPU is used")
+        chosen = "no GPU here" if wanted == "auto" else f"MODEL.DEVICE {wanted}: there is no GPU here"
+        logger.warning(f"{chosen}, the CPU is used")

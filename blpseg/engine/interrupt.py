@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop, granted where nothing is lost by it."""
+"""SIGTERM, SIGHUP (a terminal that closes) and Ctrl-C as a request to stop, granted where nothing is lost by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 
 __all__ = ["SIGNALS", "STOP", "StopRequest"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 3.0  # a terminal's Ctrl-C reaches a child twice, once through its parent; a person's second is later
 
 
@@ -34,7 +34,8 @@ class StopRequest:
             return
         self._process = os.getpid()
         for signum in SIGNALS:
-            signal.signal(signum, self._handle)
+            if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` has SIGHUP ignored
+                signal.signal(signum, self._handle)
 
     @property
     def installed(self) -> bool:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from typing import IO
 
 import yaml
 from detectron2.config import CfgNode
@@ -21,6 +22,8 @@ from ..utils.errors import BLPSegError, debug_enabled
 from .agreement import on_main
 
 __all__ = ["changed_keys", "claim_output_dir", "release_output_dir", "setup_logging", "start_records"]
+
+logger = logging.getLogger(__name__)
 
 LOGGERS = ("blpseg", "detectron2", "fvcore")
 
@@ -102,11 +105,24 @@ def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:
         )
 
 
+def open_to_append(path: str, mode: str = "a") -> IO:
+    """A file of the output directory, made if it is missing.
+
+    Raises:
+        BLPSegError: it is a symbolic link, which could lead to a file of somebody else.
+    """
+    if "://" in path:
+        return PathManager.open(path, mode)
+    if os.path.islink(path):
+        raise BLPSegError(f"{path}: is a symbolic link, through which a run does not write; remove it")
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+
+
 def _lock(path: str):
     """An open file that holds the folder's lock; None where there are no locks."""
     if "://" in path:
         return None
-    handle = open(os.path.join(path, ".lock"), "a+")
+    handle = open_to_append(os.path.join(path, ".lock"), "a+")
     try:
         # lockf, not flock: forked loader workers do not inherit it, and a killed process lets go of it.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,8 +130,8 @@ def _lock(path: str):
         raise BLPSegError(
             f"{path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
         ) from None
-    except OSError:  # a file system without locks
-        return None
+    except OSError as error:
+        logger.warning(f"{path}: no locks on this file system ({error.strerror}); see that only one run trains in it")
     return handle
 
 
@@ -146,7 +162,7 @@ class _StrictStreamHandler(logging.StreamHandler):
     """A log file whose write errors end the run: logging's own handling prints a traceback and goes on."""
 
     def __init__(self, path: str):
-        super().__init__(PathManager.open(path, "a"))
+        super().__init__(open_to_append(path))
         self.path = path
 
     def handleError(self, record):  # noqa: N802 (logging's name)

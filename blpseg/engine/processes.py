@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import socket
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,15 +18,17 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from ..utils.device import choose_device
 from ..utils.errors import BLPSegError, debug_enabled, describe
+from ..utils.parallel import die_with
 from .agreement import PeerFailure
-from .defaults import choose_device
 from .interrupt import SIGNALS, STOP
 
-__all__ = ["die_with", "launch"]
+__all__ = ["launch"]
 
 TIMEOUT = timedelta(minutes=30)  # Detectron2's; an evaluation on one rank may keep the others waiting
 GRACE_S = 5.0  # processes that outlive a failed one get this long to end by themselves
+STOP_S = 120.0  # after a signal: the step under way and a checkpoint; then a process that does not end is frozen
 # How gloo and NCCL say that another process is gone.
 CONNECTION_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket closed", "refused")
 
@@ -71,14 +73,16 @@ def launch(
     first, world_size = machine_rank * num_gpus_per_machine, num_machines * num_gpus_per_machine
     # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
-    url = _free_local_url() if dist_url == "auto" else dist_url
-    processes, reports = [], []
-    for local_rank in range(num_gpus_per_machine):
-        receiver, sender = context.Pipe(duplex=False)
-        group = (url, first + local_rank, world_size, local_rank, num_gpus_per_machine, use_gpu)
-        processes.append(context.Process(target=_child, args=(main_func, args, group, os.getpid(), sender)))
-        reports.append(receiver)
-    received = _supervise(processes)
+    # One machine meets in a file: no port that others could reach.
+    with tempfile.TemporaryDirectory(prefix="blpseg-") as folder:
+        url = f"file://{folder}/meeting" if dist_url == "auto" else dist_url
+        processes, reports = [], []
+        for local_rank in range(num_gpus_per_machine):
+            receiver, sender = context.Pipe(duplex=False)
+            group = (url, first + local_rank, world_size, local_rank, num_gpus_per_machine, use_gpu)
+            processes.append(context.Process(target=_child, args=(main_func, args, group, os.getpid(), sender)))
+            reports.append(receiver)
+        received = _supervise(processes)
     return _outcome([process.exitcode for process in processes], reports, received)
 
 
@@ -87,8 +91,14 @@ def _status(result) -> int:
 
 
 def _run_under_torchrun(main_func: Callable, args: tuple, use_gpu: bool) -> int:
-    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    words = {name: os.environ.get(name, os.environ["WORLD_SIZE"]) for name in names}
+    said = " ".join(f"{name}={word}" for name, word in words.items())
+    if not all(word.isdecimal() for word in words.values()):
+        raise BLPSegError(f"{said}: torchrun sets these to numbers; unset RANK to start processes with --num-gpus")
+    rank, world_size, local_rank, local_size = map(int, words.values())
+    if rank >= world_size or local_rank >= local_size:
+        raise BLPSegError(f"{said}: ranks count from 0 and must be below their WORLD_SIZE")
     STOP.install()
     try:
         _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
@@ -119,18 +129,13 @@ def _check(num_gpus: int, num_machines: int, machine_rank: int, dist_url: str, u
         )
 
 
-def _free_local_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-
-
 def _supervise(processes: list) -> list[int]:
     """Start the processes, pass signals on, wait for all; what outlives a failed one is ended. The signals received."""
-    received = []
+    received, until = [], []
 
     def forward(signum, frame):
         received.append(signum)
+        until.append(time.monotonic() + STOP_S)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, signum)
@@ -139,16 +144,18 @@ def _supervise(processes: list) -> list[int]:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for process in processes:
         process.start()
-    previous = {signum: signal.signal(signum, forward) for signum in SIGNALS}
+    handled = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # `nohup` has SIGHUP ignored
+    previous = {signum: signal.signal(signum, forward) for signum in handled}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
-        deadline = None
+        failed = False
         while running := [p for p in processes if p.is_alive()]:
             multiprocessing.connection.wait([p.sentinel for p in running], timeout=0.5)
-            if deadline is None and any(p.exitcode for p in processes):
-                deadline = time.monotonic() + GRACE_S
-            if deadline is not None and time.monotonic() > deadline:
-                for process in running:  # waiting in a collective call for one that is gone: no signal reaches Python
+            if not failed and any(p.exitcode for p in processes):
+                failed = True
+                until.append(time.monotonic() + GRACE_S)
+            if until and time.monotonic() > min(until):
+                for process in running:  # frozen, or in a collective call with one that is gone: no signal reaches it
                     process.kill()
     finally:
         for signum, handler in previous.items():
@@ -164,8 +171,6 @@ def _outcome(statuses: list[int], reports: list, received: list[int]) -> int:
     Raises:
         BLPSegError: what the process that failed first by itself reports.
     """
-    if received and all(status in (0, 128 + received[0], -received[0]) for status in statuses):
-        return 128 + received[0] if any(statuses) else 0
     failures = []
     for report in reports:
         if report.poll():
@@ -173,6 +178,8 @@ def _outcome(statuses: list[int], reports: list, received: list[int]) -> int:
                 failures.append(report.recv())
             except EOFError:
                 pass  # it ended without a report; its exit status is judged below
+    if received and not any(kind == 0 for kind, _ in failures):
+        return 128 + received[0] if any(statuses) else 0
     killed = [rank for rank, status in enumerate(statuses) if status < 0]
     if failures and min(failures)[0] == 0 or failures and not killed:
         raise BLPSegError(min(failures)[1])
@@ -223,25 +230,27 @@ def _join_group(url: str, rank: int, world_size: int, local_rank: int, local_siz
         if local_rank >= torch.cuda.device_count():
             raise BLPSegError(f"process {local_rank} of this machine has no GPU, it has {torch.cuda.device_count()}")
         torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
-    backend = "nccl" if use_gpu else "gloo"
-    try:
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+    if local_size == world_size and sys.platform == "linux":
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")  # one machine: its processes listen to nobody else
+    options = {"init_method": url, "rank": rank, "world_size": world_size, "timeout": TIMEOUT}
+    errors: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            dist.init_process_group("nccl" if use_gpu else "gloo", **options)
+        except Exception as error:
+            errors.append(error)
+
+    # In a thread: signals reach Python in this one while the others are waited for.
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    for error in errors:
         raise BLPSegError(
             f"{url}: process {rank} of {world_size} finds no contact ({describe(error)[:200]}); is the address machine "
             "0's, the port free, and every machine started?"
         ) from error
     comm.create_local_process_group(local_size)
     comm.synchronize()
-
-
-def die_with(parent: int) -> None:
-    """End this process when its parent is killed: an orphan would go on writing beside a resumed run."""
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        return  # not Linux
-    if os.getppid() != parent:
-        os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from ..checkpoint import Checkpointer, load_file, load_weights, provenance
 from ..utils.errors import BLPSegError, describe
+from ..utils.threads import allowed_cpus
 from .agreement import on_main
 from .output_dir import changed_keys
 
@@ -42,6 +44,7 @@ def training_state(trainer) -> dict:
         "iteration": trainer.iter,
         "seed": cfg.SEED,
         "world_size": comm.get_world_size(),
+        "threads": torch.get_num_threads(),
         "config": trainer.config_text,
         "class_names": list(MetadataCatalog.get(names[0]).get("stuff_classes", [])) if names else [],
         "versions": provenance(),
@@ -75,6 +78,10 @@ def load_state(trainer, state: dict, path: str) -> None:
         # Repeated rather than restored, so that a longer SOLVER.MAX_ITER or another rate takes effect.
         for _ in range(min(trainer.start_iter, trainer.max_iter)):
             trainer.scheduler.step()
+    threads = state.get("threads", torch.get_num_threads())
+    if "OMP_NUM_THREADS" not in os.environ and threads != torch.get_num_threads() and threads <= allowed_cpus():
+        torch.set_num_threads(threads)  # another number would add up in another order
+        logger.info(f"{threads} thread(s) each, as before")
     if state["world_size"] != comm.get_world_size():
         logger.warning(
             f"{path} is of {state['world_size']} process(es), this run has {comm.get_world_size()}: it continues, but "

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import build_model
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
@@ -23,11 +23,12 @@ from torch import nn
 from ..checkpoint import Checkpointer, load_weights
 from ..data.build import build_test_loader, build_train_loader
 from ..data.datasets import register_folder
-from ..evaluation import build_evaluator, evaluate
+from ..evaluation import build_evaluator, check_test_sets, evaluate
+from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
 from .agreement import on_main
 from .checkpoint_and_evaluate import CheckpointAndEvaluate
-from .defaults import announce, choose_device
+from .defaults import announce
 from .interrupt import STOP
 from .optimizer import build_optimizer
 from .output_dir import claim_output_dir, release_output_dir, setup_logging, start_records
@@ -70,10 +71,8 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("blpseg").isEnabledFor(logging.INFO):
             setup_logging(rank=comm.get_rank())
         self._wanted_device, self._wanted_seed = cfg.MODEL.DEVICE, cfg.SEED
-        self.cfg = cfg = _completed(self.auto_scale_workers(cfg, comm.get_world_size()))
+        self.cfg = cfg = _completed(cfg)
         self.max_iter = cfg.SOLVER.MAX_ITER
-        if self.max_iter < 1:
-            raise BLPSegError(f"config: SOLVER.MAX_ITER {self.max_iter} must be at least 1")
         register_folder(cfg)
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
@@ -83,7 +82,7 @@ class Trainer(DefaultTrainer):
             model = model.to(memory_format=torch.channels_last)
         self._trainer = TrainingStep(cfg, model, self.build_optimizer(cfg, model), STOP)
         self.scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        self.checkpointer = Checkpointer(cfg.OUTPUT_DIR, cfg.OUTPUT.KEEP_CHECKPOINTS)
+        self.checkpointer = Checkpointer(cfg.OUTPUT_DIR, cfg.OUTPUT.KEEP_CHECKPOINTS, slim=cfg.OUTPUT.SLIM_MODELS)
         self._last_eval_results: dict = {}
         self.register_hooks(self.build_hooks())
 
@@ -214,8 +213,6 @@ class Trainer(DefaultTrainer):
                 words = f"interrupted after iteration {self.iter}: saved in {self.cfg.OUTPUT_DIR}; go on with --resume"
                 print(words, file=sys.stderr, flush=True)
             raise SystemExit(STOP.status)
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
-            verify_results(self.cfg, self._last_eval_results)
         return self._last_eval_results
 
     def _claim(self, resume: bool) -> None:
@@ -224,6 +221,7 @@ class Trainer(DefaultTrainer):
 
     def _run(self) -> None:
         torch.backends.cudnn.benchmark = self.cfg.CUDNN_BENCHMARK
+        on_main(lambda: check_test_sets(self.cfg, self.build_evaluator))
         on_main(lambda: start_records(self.cfg.OUTPUT_DIR, self.config_text, self.start_iter))
         if self.cfg.SOLVER.COMPILE:
             for module in (self.model.backbone, getattr(self.model.sem_seg_head, "pixel_decoder", None)):

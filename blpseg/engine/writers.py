@@ -9,6 +9,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import torch
@@ -16,14 +17,16 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
-from detectron2.utils.file_io import PathManager
 from torch.utils.tensorboard import SummaryWriter
 
 from ..utils.errors import BLPSegError
+from .output_dir import open_to_append
 
 __all__ = ["ScalarWriter", "Writers", "default_writers"]
 
 logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 30.0
 
 
 def default_writers(cfg: CfgNode, start_iter: int) -> list[EventWriter]:
@@ -62,8 +65,9 @@ class Writers(HookBase):
 
     def after_step(self):
         done = self.trainer.iter + 1
-        if done % self.period == 0 or done in (self.trainer.start_iter + 1, self.trainer.max_iter):
-            for writer in self.writers:
+        due = done % self.period == 0 or done in (self.trainer.start_iter + 1, self.trainer.max_iter)
+        for writer in self.writers:
+            if due or isinstance(writer, ProgressWriter) and writer.quiet_for > LINE_SECONDS:
                 writer.write()
 
     def write_scalars(self) -> None:
@@ -111,7 +115,7 @@ class JsonWriter(ScalarWriter):
     def __init__(self, path: str, window: int):
         super().__init__(window)
         self._path = path
-        self._file = PathManager.open(path, "a")
+        self._file = open_to_append(path)
 
     def write(self) -> None:
         lines = [json.dumps({**scalars, "iteration": k}, sort_keys=True) for k, scalars in self.new_scalars().items()]
@@ -163,7 +167,8 @@ def _quiet_about_tensorboard(args) -> None:
 
 
 class ProgressWriter(EventWriter):
-    """One line a period: losses, learning rate, images/s, share of time spent waiting for data, memory, time left."""
+    """One line a period, and after half a minute without one: losses, learning rate, images/s, share of the time spent
+    waiting for data, memory, time left."""
 
     def __init__(self, max_iter: int, images: int, window: int):
         """
@@ -173,20 +178,34 @@ class ProgressWriter(EventWriter):
             window: iterations that figures are averaged over.
         """
         self.max_iter, self.images, self.window = max_iter, images, window
+        self._first: int | None = None  # iteration of the first line
+        self._last = time.monotonic()
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the last line."""
+        return time.monotonic() - self._last
 
     def write(self) -> None:
         storage = get_event_storage()
         histories = storage.histories()
+        self._last, done = time.monotonic(), storage.iter + 1
+        first = self._first = done if self._first is None else self._first
 
         def mean(name: str) -> float:
-            return histories[name].avg(max(1, storage.count_samples(name, self.window)))
+            after = storage.iter - self.window
+            if name.endswith("time") and done > first:  # a run's first iteration takes several times as long
+                after = max(after, first - 1)
+            values = [value for value, k in histories[name].values()[-self.window :] if k > after]
+            return sum(values) / len(values)
 
         seconds = mean("time")
         names = sorted(k for k in histories if k.startswith("loss_"))
         losses = " ".join(f"{name.removeprefix('loss_')} {mean(name):.4g}" for name in names)
-        left = datetime.timedelta(seconds=round(seconds * (self.max_iter - storage.iter - 1)))
+        left = datetime.timedelta(seconds=round(seconds * (self.max_iter - done)))
+        left = "?" if done == first < self.max_iter else left
         logger.info(
-            f"iter {storage.iter + 1}/{self.max_iter} loss {mean('total_loss'):.4g} ({losses}) "
+            f"iter {done}/{self.max_iter} loss {mean('total_loss'):.4g} ({losses}) "
             f"lr {storage.latest()['lr'][0]:.3g} {self.images / seconds:.3g} images/s "
             f"data {mean('data_time') / seconds:.0%} mem {memory_gib():.2f} GiB eta {left}"
         )

@@ -1,6 +1,6 @@
 """Evaluators, multi-scale and tiled inference, dense CRF, reports, the Predictor and export."""
 
-from .build import EVALUATORS, build_evaluator, evaluate
+from .build import EVALUATORS, build_evaluator, check_test_sets, evaluate
 from .inference import Inference
 from .predictor import Predictor
 from .sem_seg import SemSegEvaluator
@@ -13,5 +13,6 @@ __all__ = [
     "SemSegEvaluator",
     "VolumeEvaluator",
     "build_evaluator",
+    "check_test_sets",
     "evaluate",
 ]

@@ -14,6 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..data.build import build_test_loader
+from ..data.datasets import load_records
 from ..utils.errors import BLPSegError
 from ..utils.files import without_nan, write_json
 from .crf import CRFEvaluator, DenseCRF
@@ -22,7 +23,7 @@ from .report import ReportEvaluator
 from .sem_seg import SemSegEvaluator
 from .volume import VolumeEvaluator
 
-__all__ = ["EVALUATORS", "build_evaluator", "evaluate"]
+__all__ = ["EVALUATORS", "build_evaluator", "check_test_sets", "evaluate"]
 
 # Metadata's evaluator_type -> class with from_config(cfg, dataset_name, output_dir).
 EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
@@ -104,10 +105,37 @@ def evaluate(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
+def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -> None:
+    """Find, before hours of training, what would end the evaluation after them: missing files, wrong sizes or values.
+
+    Args:
+        cfg: ``DATASETS.TEST``.
+        build_evaluator: as for :func:`evaluate`; masks are read for evaluators of ours.
+
+    Raises:
+        BLPSegError: the first fault.
+    """
+    for name in cfg.DATASETS.TEST:
+        try:
+            load_records(name)
+            for part in _parts(build_evaluator(cfg, name)):
+                if isinstance(part, SemSegEvaluator):
+                    part.check_masks()
+        except BLPSegError as error:
+            raise BLPSegError(f'{error}; or train without evaluation: DATASETS.TEST "()"') from error
+
+
+def _parts(evaluator: DatasetEvaluator) -> list[DatasetEvaluator]:
+    if isinstance(evaluator, CRFEvaluator):
+        return _parts(evaluator._evaluator)
+    return evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+
+
 def _takes_class_maps(evaluator: DatasetEvaluator) -> bool:
     """Whether (H, W) class maps will do; Detectron2's evaluators and a CRF start from (C, H, W) logits."""
-    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator)) for part in parts)
+    if isinstance(evaluator, CRFEvaluator):
+        return False
+    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator)) for part in _parts(evaluator))
 
 
 def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]], views: int) -> str:

@@ -20,6 +20,7 @@ from ..utils.files import IMAGE_EXTENSIONS, read_image, read_label, write_png_at
 from ..utils.labels import IGNORED
 from ..utils.palette import distinct_colors
 from ..utils.parallel import file_error
+from ..utils.progress import progress_bar
 from ..visualization import labelled_overlay, overlay, result_panels
 from .predictor import Predictor
 from .sem_seg import read_ground_truth
@@ -134,7 +135,7 @@ class Demo:
         inputs = {os.path.realpath(record["file_name"]) for record in records}
         failed = 0
         taken: set[str] = set()
-        for record in tqdm(records, unit="image", file=sys.stderr):
+        for record in progress_bar(records, unit="image"):
             name = _unused(record.get("name") or Path(record["file_name"]).stem, taken)
             try:
                 self._run_image(record, name, inputs)
@@ -211,7 +212,7 @@ class Demo:
         partial = os.path.join(self.output_dir, f".{name}.{os.getpid()}.tmp.mp4")
         writer, count = None, 0
         try:
-            with tqdm(total=total if total > 0 else None, unit="frame", file=sys.stderr) as progress:
+            with progress_bar(total=total if total > 0 else None, unit="frame") as progress:
                 while True:
                     found, frame = capture.read()
                     if not found:

@@ -19,6 +19,7 @@ from torch import nn
 from ..checkpoint import load_file, load_weights
 from ..config import get_cfg
 from ..data.datasets import register_folder
+from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
 from .crf import DenseCRF
@@ -37,11 +38,14 @@ def load_model(cfg: CfgNode) -> nn.Module:
     Raises:
         BLPSegError: the weights are missing or of another model.
     """
-    if torch.device(cfg.MODEL.DEVICE).type == "cuda" and not torch.cuda.is_available():
-        logger.warning(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: there is no GPU here, the CPU is used")
+    kind = cfg.MODEL.DEVICE.partition(":")[0]
+    device = choose_device(kind)
+    if device != kind:
+        if kind == "cuda":
+            logger.warning(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: there is no GPU here, the CPU is used")
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.DEVICE = device
     if not cfg.MODEL.WEIGHTS:
         raise BLPSegError("MODEL.WEIGHTS is empty; name the checkpoint to use, e.g. MODEL.WEIGHTS model_final.pth")
     model = build_model(cfg).eval()

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 
 from ..utils.errors import BLPSegError
-from ..utils.files import read_label, write_png_atomic
+from ..utils.files import image_size, read_label, write_png_atomic
 from ..utils.labels import IGNORED
 from .inference import class_map
 
@@ -115,6 +115,27 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         """(C, C) int64 pixels, [prediction, label]; of the whole set on the main process after :meth:`evaluate`."""
         return self._conf_matrix[:-1, :-1]
 
+    def check_masks(self) -> None:
+        """Read every mask as :meth:`process` will.
+
+        Raises:
+            BLPSegError: see there.
+        """
+        for image_file, mask_file in self.input_file_to_gt_file.items():
+            label = read_ground_truth(mask_file, image_file, image_size(image_file), self._ignore_label)
+            found = np.bincount(label.ravel(), minlength=IGNORED + 1)
+            self._refuse_values(found[self._num_classes : IGNORED], mask_file, image_file)
+
+    def _refuse_values(self, counts: np.ndarray, mask_file: str, image_file: str) -> None:
+        """``counts``: (254 - C,) pixels of the mask with the values from C on."""
+        if counts.any():
+            bad = self._num_classes + int(np.flatnonzero(counts)[0])
+            raise BLPSegError(
+                f"{mask_file}: label {bad} (mask of {image_file}) is neither a class 0..{self._num_classes - 1} of "
+                f"{self._dataset_name} nor its ignore label {self._ignore_label}; mend the mask, or where it means 'no "
+                f"class' set DATASETS.FOLDER.IGNORE_LABEL {bad} (its ignore_label, for a data set of its own)"
+            )
+
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
@@ -156,12 +177,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
                 f"{image_file}: predicted class {len(by_value) - 1}, but data set {self._dataset_name} has "
                 f"{classes} classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES must be {classes}"
             )
-        if by_value[:, classes:IGNORED].any():
-            bad = classes + int(np.flatnonzero(by_value[:, classes:IGNORED].any(axis=0))[0])
-            raise BLPSegError(
-                f"{mask_file}: label {bad} (mask of {image_file}) is neither a class 0..{classes - 1} of "
-                f"{self._dataset_name} nor its ignore label {self._ignore_label}"
-            )
+        self._refuse_values(by_value[:, classes:IGNORED].sum(axis=0), mask_file, image_file)
         counts = np.zeros_like(self._conf_matrix)
         counts[:classes, :classes] = by_value[:, :classes]
         counts[:classes, classes] = by_value[:, IGNORED]

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from ..utils.errors import BLPSegError
 from ..utils.files import read_label
 from ..utils.geometry import boundary_distance, distance_bins, local_thickness
 from ..utils.labels import UNANNOTATED
 from ..utils.parallel import map_parallel
+from ..utils.progress import progress_bar
 from .simulate import simulate_scribble
 from .simulate_folder import file_seed
 
@@ -105,7 +105,7 @@ def measure(
         raise BLPSegError("no image has both a scribble and a dense mask; give a data set that has")
     task = _Count(num_classes, ignore_label, tuple(preferences), width, seed)
     total: np.ndarray | int = 0
-    for counts in tqdm(map_parallel(task, pairs, workers), total=len(pairs), unit=" images"):
+    for counts in progress_bar(map_parallel(task, pairs, workers), total=len(pairs), unit=" images"):
         total = total + counts
     return np.asarray(total)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import BLPSegError, debug_enabled, describe
+from .threads import wait_passively
 
 __all__ = ["add_debug_flag", "add_work_flags", "console", "count", "fraction", "parse_with_opts", "run_command"]
 
@@ -133,6 +134,7 @@ def run_command(main: Callable[..., int | None], *args) -> None:
     Raises:
         SystemExit: always.
     """
+    wait_passively()
     try:
         status = main(*args)
     except KeyboardInterrupt:

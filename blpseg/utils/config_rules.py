@@ -67,7 +67,7 @@ _POSITIVE = Rule("a number above 0", lambda v: _is_number(v) and v > 0)  # type:
 _TEXT = Rule("text", lambda v: isinstance(v, str))
 _WORKERS = _within(0, 1024)
 _DECAY = Rule("None, or a number, 0 or more", lambda v: v is None or _within(0).holds(v))
-_DEVICE = Rule("cpu, cuda, cuda:N or mps", lambda v: bool(re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps", str(v))))
+_DEVICE = Rule("auto, cpu, cuda, cuda:N or mps", lambda v: bool(re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", str(v))))
 _CHANNELS = _within(1, 65536)
 
 # A key of whole numbers is an integer already (the config's own types); these are its bounds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,8 +20,12 @@ from typing import Any
 from tqdm import tqdm
 
 from .errors import BLPSegError, debug_enabled, describe
+from .progress import progress_bar
 
-__all__ = ["FileReport", "file_error", "default_workers", "map_files", "map_parallel", "process_files", "process_pool"]
+__all__ = [
+    "FileReport", "file_error", "default_workers", "die_with", "map_files", "map_parallel", "process_files",
+    "process_pool",
+]  # fmt: skip
 
 _BATCH = 16  # files a worker takes at once
 
@@ -89,9 +94,7 @@ def map_files(
 
     if isinstance(items, Sequence):
         total = len(items)
-    with tqdm(
-        total=total, desc=description, unit="file", file=sys.stderr, mininterval=0.5, disable=not progress
-    ) as bar:
+    with progress_bar(total=total, desc=description, unit="file", disable=not progress) as bar:
         for number, result in map_parallel(partial(_guarded, function), numbered(), workers):
             bar.update()
             results[number] = result
@@ -207,3 +210,13 @@ def _run_batch(function, batch):
 
 def _ignore_interrupt():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+
+
+def die_with(parent: int) -> None:
+    """End this process when its parent is killed: an orphan would go on writing beside a resumed run."""
+    try:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    except (OSError, AttributeError):
+        return  # not Linux
+    if os.getppid() != parent:
+        os._exit(1)

@@ -106,6 +106,14 @@ class Run:
             assert self._process.is_alive() and time.monotonic() < end, f"no {text!r} in:\n{self.output}"
             time.sleep(0.01)
 
+    @staticmethod
+    def wait_until(condition) -> None:
+        """Until ``condition()`` holds."""
+        end = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.01)
+
     def wait(self) -> int:
         """The exit status, negative for a signal."""
         self._process.join(PATIENCE_S)

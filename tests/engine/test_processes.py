@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from .door import ROOT
-from .test_lost_nothing import losses, weights
+from .test_lost_nothing import descendants, losses, weights
 
 # Frozen batch norm and no dropout: what is left must not depend on how a batch is shared out.
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "MODEL.SEM_SEG_HEAD.NORM", "FrozenBN"]
@@ -104,3 +107,96 @@ def test_settings_that_cannot_work(door, tmp_path, options, words):
     assert run.wait() == 1
     (line,) = run.errors()
     assert words in line
+
+
+WAITING = ["--num-machines", 2, "--machine-rank", 1, "--dist-url", "tcp://127.0.0.1:9"]  # nobody is there
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signal_while_another_machine_is_waited_for(door, tmp_path, signum, processes):
+    run = door("--num-gpus", processes, *WAITING, "OUTPUT_DIR", tmp_path, prelude="print('started', flush=True)")
+    run.wait_for("started")
+    time.sleep(1)  # into the waiting, or on the way to it: either must do
+    run.send(signum)
+    assert run.wait() == 128 + signum, run.output
+    assert not run.errors() and "Traceback" not in run.output
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.4, 0.8])
+def test_early_signal(door, tmp_path, delay):
+    run = door("--num-gpus", 2, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 100000, prelude=STARTED)
+    run.wait_for("installed")
+    time.sleep(delay)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.output
+    assert not run.errors() and "Traceback" not in run.output
+
+
+STARTED = """
+from blpseg.engine.interrupt import STOP
+install = type(STOP).install
+def announced(self):
+    install(self)
+    print("installed", flush=True)
+type(STOP).install = announced
+"""
+
+
+def test_frozen_process_does_not_hold_up_the_end(door, tmp_path):
+    prelude = "import blpseg.engine.processes as processes; processes.STOP_S = 3.0"
+    run = door("--num-gpus", 2, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 100000, prelude=prelude)
+    run.wait_for("iter 3/")
+    first = descendants(run.pid)[0]
+    os.kill(first, signal.SIGSTOP)
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.output
+
+
+def test_closed_terminal_saves(door, tmp_path):
+    run = door("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 100000, "SOLVER.CHECKPOINT_PERIOD", 100000)
+    run.wait_for("iter 3/")
+    run.send(signal.SIGHUP)
+    assert run.wait() == 128 + signal.SIGHUP, run.output
+    assert len(list(tmp_path.glob("model_0*.pth"))) == 1
+    prelude = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"  # what `nohup` does
+    run = door("--resume", "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 100000, prelude=prelude)
+    run.wait_for("continuing after")
+    run.send(signal.SIGHUP)
+    at = len(run.output)
+    run.wait_until(lambda: "iter " in run.output[at:])
+    run.send(signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=2 WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, "LOCAL_RANK=1"),
+        ({"RANK": "first", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=first"),
+        ({"RANK": "-1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK=-1"),
+    ],
+)
+def test_environment_of_torchrun(door, tmp_path, changes, words):
+    run = door("OUTPUT_DIR", tmp_path, prelude=f"import os; os.environ.update({changes!r})")
+    assert run.wait() == 1
+    (line,) = run.errors()
+    assert words in line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_machine_listens_to_nobody_else(door, tmp_path):
+    run = door("--num-gpus", 2, "OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 100000)
+    run.wait_for("iter 2/")
+    addresses = set()
+    for pid in [run.pid, *descendants(run.pid)]:
+        sockets = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink() and f.exists()}
+        for table in ("tcp", "tcp6"):
+            for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = row.split()
+                if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:  # listening
+                    addresses.add(fields[1].rpartition(":")[0])
+    run.kill_all()
+    loopback = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+    assert addresses <= loopback, addresses

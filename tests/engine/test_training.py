@@ -46,7 +46,7 @@ def test_learning_rate_of_the_annotation_head():
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in model["annotation_head"].parameters()} == {0.01 * 10}
     assert {rates[id(p)] for p in model["other"].parameters()} == {0.01}
-    with pytest.raises(BLPSegError, match="LR_FACTOR is a positive number; got 0"):
+    with pytest.raises(BLPSegError, match="LR_FACTOR '0.0' is not allowed"):
         build_optimizer(get_cfg("", ["MODEL.BLPSEG.ANNOTATION.LR_FACTOR", 0.0]), model)
 
 

@@ -1,0 +1,33 @@
+"""MODEL.DEVICE on this machine."""
+
+from __future__ import annotations
+
+from .errors import BLPSegError
+
+__all__ = ["choose_device", "device_name"]
+
+
+def choose_device(wanted: str) -> str:
+    """``cuda`` or ``cpu`` for MODEL.DEVICE ``wanted``, "auto" among others: the CPU where there is no GPU.
+
+    Raises:
+        BLPSegError: a GPU is asked for by its number.
+    """
+    import torch
+
+    if wanted.startswith("cuda:") and wanted != "cuda:0":
+        raise BLPSegError(
+            f"MODEL.DEVICE {wanted}: processes take GPUs by their rank; write cuda, and choose the GPUs with "
+            f"CUDA_VISIBLE_DEVICES={wanted[5:]}"
+        )
+    if wanted == "auto" or wanted.startswith("cuda"):
+        # A process has one GPU, chosen by its rank.
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def device_name(device: str) -> str:
+    """A device of :func:`choose_device` for a reader: ``cuda (NVIDIA H100)``."""
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name()})" if device == "cuda" else device
