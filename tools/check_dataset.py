@@ -44,8 +44,12 @@ def main() -> int:
     names = arguments.dataset or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         raise BLPSegError("nothing to check: give --dataset NAME ..., or --config-file FILE with DATASETS in it")
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES if arguments.config_file else None
     reports = check_datasets(
-        list(dict.fromkeys(names)), workers=arguments.workers, max_disagreement=arguments.max_disagreement
+        list(dict.fromkeys(names)),
+        num_classes=classes,
+        workers=arguments.workers,
+        max_disagreement=arguments.max_disagreement,
     )
     print("\n\n".join(report.as_text() for report in reports))
     if arguments.json:

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from tabulate import tabulate
 
 from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image, read_label
 from ..utils.labels import UNANNOTATED
+from ..utils.made import classes_of
 from ..utils.parallel import map_files
+from .check_report import DatasetReport, Finding, finding
 from .datasets import load_records, splits
+from .datasets.splits import index_folder
 
 __all__ = ["DatasetReport", "Finding", "check_datasets"]
 
-WORST_FILES = 10
-
-# A file's weight in the list of the worst: what stops training first, what merely misleads it last.
-_SEVERITY = {
-    "unreadable": 6.0,
-    "missing": 6.0,
-    "size": 5.0,
-    "range": 4.0,
-    "zero": 3.0,
-    "duplicate": 2.5,
-    "empty": 2.0,
-    "disagreement": 1.0,
-}
-_MEANING = {
-    "unreadable": "files that do not open",
-    "missing": "images without a label file",
-    "size": "labels of another size than their image",
-    "range": "labels with values out of range",
-    "zero": "scribbles where 0 seems to mean 'not annotated'",
-    "duplicate": "images that are in more than one split",
-    "empty": "scribbles without an annotated pixel",
-    "disagreement": "scribbles that disagree with the dense mask",
-}
+_LABEL_SUFFIX = re.compile(r"[-_. ]?(mask|label|labels|labelids|scribble|scribbles|gt|seg|annotation)$", re.IGNORECASE)
 
 # 0 seems to mean "not annotated" where it fills most of an image that has (nearly) no 255, and most of the objects of
 # the dense mask or, without a mask, where the rest is strokes.
@@ -54,132 +35,18 @@ _STROKE_WIDTH = 0.04  # of the shorter side: what an opening of this size leaves
 _STROKE_REST = 0.3
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with a file.
-
-    Attributes:
-        kind: a key of the table of kinds: unreadable, missing, size, range, zero, duplicate, empty, disagreement.
-        file: its path.
-        message: what is wrong, without the path.
-        severity: the larger the worse.
-    """
-
-    kind: str
-    file: str
-    message: str
-    severity: float
-
-
-@dataclass
-class DatasetReport:
-    """What was found in one split. Counts are of pixels where not said otherwise.
-
-    Attributes:
-        name, classes: of the split.
-        images: how many were listed.
-        sizes: "WIDTH x HEIGHT" -> images.
-        scribble_pixels, mask_pixels: (C,) of each class.
-        scribble_images, mask_images: (C,) images that the class occurs in.
-        annotated, scribble_area: annotated pixels and all pixels of the scribbles.
-        compared, disagreeing: (C,) scribbled pixels that a mask tells about, and those it contradicts.
-        findings: what is wrong.
-        notes: worth knowing, not wrong.
-    """
-
-    name: str
-    classes: list[str]
-    images: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
-    scribble_pixels: np.ndarray = None
-    mask_pixels: np.ndarray = None
-    scribble_images: np.ndarray = None
-    mask_images: np.ndarray = None
-    annotated: int = 0
-    scribble_area: int = 0
-    compared: np.ndarray = None
-    disagreeing: np.ndarray = None
-    findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self):
-        for name in _PER_CLASS:
-            setattr(self, name, np.zeros(len(self.classes), np.int64))
-
-    @property
-    def healthy(self) -> bool:
-        return not self.findings
-
-    def worst(self) -> list[Finding]:
-        """The worst finding of each of the ten worst files."""
-        first: dict[str, Finding] = {}
-        for finding in sorted(self.findings, key=lambda f: -f.severity):
-            first.setdefault(finding.file, finding)
-        return list(first.values())[:WORST_FILES]
-
-    def as_dict(self) -> dict:
-        """Plain numbers and strings, for JSON."""
-        return {
-            "name": self.name,
-            "healthy": self.healthy,
-            "images": self.images,
-            "sizes": self.sizes,
-            "annotated_share": _share(self.annotated, self.scribble_area),
-            "disagreeing_share": _share(int(self.disagreeing.sum()), int(self.compared.sum())),
-            "classes": {
-                name: {key: int(getattr(self, key)[c]) for key in _PER_CLASS} for c, name in enumerate(self.classes)
-            },
-            "counts": {kind: n for kind in _SEVERITY if (n := sum(f.kind == kind for f in self.findings))},
-            "findings": [vars(finding) for finding in self.findings],
-            "worst": [finding.file for finding in self.worst()],
-            "notes": self.notes,
-        }
-
-    def as_text(self) -> str:
-        """A table of the whole, one of the classes, the notes, and the ten worst files."""
-        scribbled, masked = self.scribble_area > 0, self.mask_pixels.any()
-        summary = [("images", self.images)]
-        summary += [("sizes", ", ".join(f"{size} ({n})" for size, n in _most_frequent(self.sizes)) or "-")]
-        if scribbled:
-            summary.append(("annotated pixels", _percent(self.annotated, self.scribble_area)))
-        if self.compared.any():
-            summary.append(
-                ("of these, contradicted by the mask", _percent(self.disagreeing.sum(), self.compared.sum()))
-            )
-        summary += [(meaning, sum(f.kind == kind for f in self.findings)) for kind, meaning in _MEANING.items()]
-        lines = [f"== {self.name}: {'sound' if self.healthy else 'NOT SOUND'}", tabulate(summary, tablefmt="plain")]
-        if scribbled or masked:
-            rows = []
-            for c, name in enumerate(self.classes):
-                row = [c, name]
-                if scribbled:
-                    row += [self.scribble_images[c], _percent(self.scribble_pixels[c], self.annotated)]
-                if masked:
-                    row += [self.mask_images[c], _percent(self.mask_pixels[c], self.mask_pixels.sum())]
-                if self.compared.any():
-                    row.append(_percent(self.disagreeing[c], self.compared[c]))
-                rows.append(row)
-            headers = ["id", "class"]
-            headers += ["scribbled images", "of scribble"] * scribbled + ["mask images", "of masks"] * bool(masked)
-            headers += ["contradicted"] * bool(self.compared.any())
-            lines += ["", tabulate(rows, headers, tablefmt="simple")]
-        lines += [f"note: {note}" for note in self.notes]
-        if self.findings:
-            lines += ["", f"the worst {min(WORST_FILES, len(self.worst()))} files:"]
-            lines += [f"  {finding.file}: {finding.message}" for finding in self.worst()]
-        return "\n".join(lines)
-
-
-_PER_CLASS = ("scribble_pixels", "mask_pixels", "scribble_images", "mask_images", "compared", "disagreeing")
-
-
 def check_datasets(
-    names: Sequence[str], *, workers: int | None = None, max_disagreement: float = 0.05
+    names: Sequence[str],
+    *,
+    num_classes: int | None = None,
+    workers: int | None = None,
+    max_disagreement: float = 0.05,
 ) -> list[DatasetReport]:
     """Read every file of some splits and report what is wrong with each.
 
     Args:
         names: in the catalogs; images are compared between them for duplicates.
+        num_classes: of the model; the data sets must have as many.
         workers: processes.
         max_disagreement: share of a scribble's pixels that the dense mask may contradict before that is wrong.
 
@@ -189,39 +56,69 @@ def check_datasets(
     Raises:
         BLPSegError: a name is not registered, or a worker was killed. What is missing on disk is a finding.
     """
-    reports, digests = [], {}
+    digests: dict[bytes, list[tuple[DatasetReport, str]]] = {}
+    reports = []
     for name in names:
         if name not in DatasetCatalog:
             load_records(name)  # raises and says which there are
-        metadata = MetadataCatalog.get(name)
-        report = DatasetReport(name, list(metadata.get("stuff_classes", ())))
+        report = DatasetReport(name, list(MetadataCatalog.get(name).get("stuff_classes", ())))
         reports.append(report)
         if len(report.classes) < 2:
-            report.findings.append(_finding("range", name, "its metadata has no stuff_classes"))
+            report.findings.append(finding("classes", name, "its metadata has no stuff_classes"))
             continue
+        if num_classes not in (None, len(report.classes)):
+            message = (
+                f"has {len(report.classes)} classes, MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; set "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(report.classes)}, or mend the list of classes"
+            )
+            report.findings.append(finding("classes", name, message))
         try:
             records = load_records(name, optional=("images", "scribbles", "masks"), sizes=False)
         except BLPSegError as error:
             path, _, message = str(error).partition(": ")
-            report.findings.append(_finding("missing", path, message or path))
+            report.findings.append(finding("missing", path, message or path))
             continue
-        report.images = len(records)
-        examine = partial(
-            _examine,
-            num_classes=len(report.classes),
-            ignore_label=metadata.get("ignore_label", UNANNOTATED),
-            max_disagreement=max_disagreement,
-            labels=_expected_labels(name, records),
-        )
-        for record, result in map_files(examine, records, workers, name):
-            if isinstance(result, BLPSegError):
-                result = {"findings": [_finding("unreadable", record["file_name"], _without_path(result, record))]}
-            _add(report, result)
-            if "digest" in result:
-                digests.setdefault(result["digest"], []).append((report, record["file_name"]))
-        _note(report)
+        _read_all(report, records, digests, workers, max_disagreement)
     _find_duplicates(digests)
     return reports
+
+
+def _read_all(report, records, digests, workers, max_disagreement) -> None:
+    report.images = len(records)
+    examine = partial(
+        _examine,
+        classes=report.classes,
+        ignore_label=MetadataCatalog.get(report.name).get("ignore_label", UNANNOTATED),
+        max_disagreement=max_disagreement,
+        labels=_expected_labels(report.name, records),
+        similar=_similar_names(report.name, records),
+    )
+    for record, result in map_files(examine, records, workers, report.name):
+        if isinstance(result, BLPSegError):
+            result = {"findings": [finding("unreadable", record["file_name"], _without_path(result, record))]}
+        _add(report, result)
+        if "digest" in result:
+            digests.setdefault(result["digest"], []).append((report, record["file_name"]))
+    _note(report)
+
+
+def _similar_names(name: str, records: Sequence[dict]) -> dict[str, str]:
+    """Image file -> what to do about a label that is named nearly as it: ``x_mask.png`` for ``x.jpg``."""
+    images = {os.path.splitext(os.path.basename(record["file_name"]))[0]: record["file_name"] for record in records}
+    hints = {}
+    for stem, path in images.items():
+        named = _LABEL_SUFFIX.sub("", stem)
+        if named != stem and named in images:
+            image = os.path.basename(images[named])
+            hints[path] = f"seems to be the label of {image}: labels lie in a folder of their own, as {named}.png"
+    split = splits().get(name)
+    for part in ("scribbles", "masks"):
+        folder = split.path(part) if split is not None else ""
+        for label, path in (index_folder(folder) if folder and paths.isdir(folder) else {}).items():
+            named = _LABEL_SUFFIX.sub("", label)
+            if named != label and named in images and label not in images:
+                hints.setdefault(images[named], f"{path} seems to be it: labels have the image's name, {named}.png")
+    return hints
 
 
 def _expected_labels(name: str, records: Sequence[dict]) -> tuple[str, ...]:
@@ -236,9 +133,16 @@ def _expected_labels(name: str, records: Sequence[dict]) -> tuple[str, ...]:
 
 
 def _examine(
-    record: dict, *, num_classes: int, ignore_label: int, max_disagreement: float, labels: tuple[str, ...]
+    record: dict,
+    *,
+    classes: list[str],
+    ignore_label: int,
+    max_disagreement: float,
+    labels: tuple[str, ...],
+    similar: dict[str, str],
 ) -> dict:
     """Read one record's files: counts, a digest of the image's pixels, findings."""
+    num_classes = len(classes)
     findings: list[Finding] = []
     result = {"findings": findings}
     size = None
@@ -248,48 +152,66 @@ def _examine(
         result["size"] = f"{size[1]} x {size[0]}"
         result["digest"] = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).digest()
     except BLPSegError as error:
-        findings.append(_finding("unreadable", record["file_name"], _without_path(error, record)))
+        findings.append(finding("unreadable", record["file_name"], _without_path(error, record)))
 
     maps = {}
     for key, part in (("scribble_file_name", "scribble"), ("sem_seg_file_name", "mask")):
         path = record.get(key)
         if path is None:
             if key in labels:
-                findings.append(_finding("missing", record["file_name"], f"has no {part}"))
+                hint = similar.get(record["file_name"])
+                findings.append(
+                    finding("missing", record["file_name"], f"has no {part}" + (f"; {hint}" if hint else ""))
+                )
             continue
         try:
             label = read_label(path)
         except BLPSegError as error:
-            findings.append(_finding("unreadable", path, _without_path(error, record)))
+            findings.append(finding("unreadable", path, _without_path(error, record)))
             continue
         if size is not None and label.shape != size:
             findings.append(
-                _finding("size", path, f"{label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}")
+                finding("size", path, f"{label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}")
             )
         counts = np.bincount(label.ravel(), minlength=256)
         unlabelled = {UNANNOTATED} if part == "scribble" else {UNANNOTATED, ignore_label}
         bad = [v for v in range(num_classes, 256) if counts[v] and v not in unlabelled]
         if bad:
-            findings.append(_finding("range", path, _out_of_range(bad, counts, num_classes, part)))
+            findings.append(finding("range", path, _out_of_range(bad, counts, num_classes, part)))
         result[f"{part}_pixels"] = np.where(np.isin(np.arange(num_classes), list(unlabelled)), 0, counts[:num_classes])
         maps[part] = label
 
     if "scribble" in maps:
-        scribble = maps["scribble"]
-        annotated = int(result["scribble_pixels"].sum())
-        result["annotated"], result["scribble_area"] = annotated, scribble.size
-        path = record["scribble_file_name"]
-        if annotated == 0:
-            findings.append(_finding("empty", path, "no annotated pixel"))
-        elif _zero_means_unannotated(scribble, maps.get("mask"), num_classes):
-            findings.append(
-                _finding(
-                    "zero", path, "255 is absent and 0 fills all but some strokes: save 'not annotated' as 255, not 0"
-                )
-            )
-        if "mask" in maps and maps["mask"].shape == scribble.shape:
-            _compare(result, scribble, maps["mask"], num_classes, ignore_label, max_disagreement, path)
+        _examine_scribble(result, record["scribble_file_name"], maps, classes)
+        if "mask" in maps and maps["mask"].shape == maps["scribble"].shape and result["annotated"]:
+            path = record["scribble_file_name"]
+            _compare(result, maps["scribble"], maps["mask"], num_classes, ignore_label, max_disagreement, path)
     return result
+
+
+def _examine_scribble(result: dict, path: str, maps: dict[str, np.ndarray], classes: list[str]) -> None:
+    scribble, findings = maps["scribble"], result["findings"]
+    result["annotated"], result["scribble_area"] = int(result["scribble_pixels"].sum()), scribble.size
+    result["stroke_width"] = _stroke_width(scribble != UNANNOTATED)
+    other = [(n, name) for n, name in classes_of(path).items() if n < len(classes) and name != classes[n]]
+    if other:
+        number, name = other[0]
+        message = (
+            f"made with a vocabulary in which {number} is {name!r}, but class {number} of the config is "
+            f"{classes[number]!r}; give both the same order, best by one file as DATASETS.FOLDER.CLASSES_FILE and "
+            "--vocabulary"
+        )
+        findings.append(finding("classes", path, message))
+    if not result["annotated"]:
+        findings.append(finding("empty", path, "no annotated pixel"))
+    elif message := _zero_means_unannotated(scribble, maps.get("mask"), len(classes)):
+        findings.append(finding("zero", path, message))
+
+
+def _stroke_width(drawn: np.ndarray) -> float:
+    """Area by length: a stroke has two pixels of outline for each of its length, one of width 1 only one."""
+    outline = drawn & ~cv2.erode(drawn.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).astype(bool)
+    return max(1.0, 2 * drawn.sum() / outline.sum() - (outline.sum() == drawn.sum())) if drawn.any() else 0.0
 
 
 def _compare(result, scribble, mask, num_classes, ignore_label, max_disagreement, path) -> None:
@@ -301,7 +223,7 @@ def _compare(result, scribble, mask, num_classes, ignore_label, max_disagreement
     if share > max_disagreement:
         message = f"{share:.1%} of its {told.sum()} pixels disagree with the mask"
         result["findings"].append(
-            _finding("disagreement", path, message + _shift_hint(scribble, mask, told, share), share)
+            finding("disagreement", path, message + _shift_hint(scribble, mask, told, share), share)
         )
 
 
@@ -328,18 +250,33 @@ def _shift_hint(scribble: np.ndarray, mask: np.ndarray, told: np.ndarray, share:
     return f"; {best} only {shares[best]:.1%} would" if best and shares[best] < share / 4 else ""
 
 
-def _zero_means_unannotated(scribble: np.ndarray, mask: np.ndarray | None, num_classes: int) -> bool:
-    if (scribble == UNANNOTATED).mean() > _FEW_UNANNOTATED or (scribble == 0).mean() < _ZERO_SHARE:
-        return False
-    marked = ((scribble > 0) & (scribble < num_classes)).astype(np.uint8)
+def _zero_means_unannotated(scribble: np.ndarray, mask: np.ndarray | None, num_classes: int) -> str:
+    """What is wrong if 0 seems to mean "not annotated", else ""."""
+    if (scribble == 0).mean() < _ZERO_SHARE:
+        return ""
+    marked, full = (scribble > 0) & (scribble < num_classes), scribble == UNANNOTATED
+    swapped = full.mean() > _FEW_UNANNOTATED
     if not marked.any():
-        return False  # an empty scene, densely labelled
+        return ""  # an empty scene, densely labelled
     if mask is not None and mask.shape == scribble.shape:
         objects = (mask > 0) & (mask < num_classes)
-        return bool((scribble[objects] == 0).mean() > _ZERO_SHARE) if objects.any() else False
-    side = max(_LEAST_STROKE, round(_STROKE_WIDTH * min(scribble.shape))) | 1
-    rest = cv2.morphologyEx(marked, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
-    return rest.sum() < _STROKE_REST * marked.sum()
+        unlike = objects.any() and (scribble[objects] == 0).mean() > _ZERO_SHARE
+        if swapped:
+            unlike = unlike and (mask[full] == 0).mean() > _ZERO_SHARE
+    else:
+        unlike = _is_strokes(marked) and (not swapped or _is_strokes(full))
+    if not unlike:
+        return ""
+    if swapped:
+        return "0 and 255 seem to be swapped: 'not annotated' is 255, class 0 is 0"
+    return "255 is absent and 0 fills all but some strokes: save 'not annotated' as 255, not 0"
+
+
+def _is_strokes(marked: np.ndarray) -> bool:
+    """Whether little of some pixels is wider than a stroke."""
+    side = max(_LEAST_STROKE, round(_STROKE_WIDTH * min(marked.shape))) | 1
+    rest = cv2.morphologyEx(marked.astype(np.uint8), cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
+    return bool(rest.sum() < _STROKE_REST * marked.sum())
 
 
 def _out_of_range(bad: list[int], counts: np.ndarray, num_classes: int, part: str) -> str:
@@ -348,6 +285,8 @@ def _out_of_range(bad: list[int], counts: np.ndarray, num_classes: int, part: st
     message = f"{pixels} pixels have the values {shown}; classes are 0..{num_classes - 1}"
     if part == "scribble" and bad == [num_classes] and counts[num_classes] > 0.5 * counts.sum():
         message += f"; {num_classes} seems to mean 'not annotated', which is 255 here"
+    elif part == "mask" and len(bad) == 1:
+        message += f"; if {bad[0]} stands for 'no class', set DATASETS.FOLDER.IGNORE_LABEL {bad[0]}"
     return message
 
 
@@ -360,6 +299,9 @@ def _add(report: DatasetReport, result: dict) -> None:
             pixels = result[f"{part}_pixels"]
             getattr(report, f"{part}_pixels")[:] += pixels
             getattr(report, f"{part}_images")[:] += pixels > 0
+    if result.get("annotated"):
+        width = round(result["stroke_width"])
+        report.stroke_widths[width] = report.stroke_widths.get(width, 0) + 1
     report.annotated += result.get("annotated", 0)
     report.scribble_area += result.get("scribble_area", 0)
     for key in ("compared", "disagreeing"):
@@ -378,6 +320,15 @@ def _note(report: DatasetReport) -> None:
         if pixels.any() and absent:
             report.notes.append(f"no {part} has a pixel of: {', '.join(absent)}")
 
+    widths = sorted(width for width, count in report.stroke_widths.items() for _ in range(count))
+    if widths:
+        narrow, wide = widths[len(widths) // 10], widths[-1 - len(widths) // 10]
+        if wide >= 2 * narrow:
+            report.notes.append(
+                f"strokes are {narrow} pixels wide in some scribbles and {wide} in others; are simulated and drawn "
+                "ones mixed? (--width of simulate_scribbles.py and prepare_scribbles.py)"
+            )
+
 
 def _find_duplicates(digests: dict[bytes, list[tuple[DatasetReport, str]]]) -> None:
     """An image of several splits is a finding in each; within a split it is a note."""
@@ -391,7 +342,7 @@ def _find_duplicates(digests: dict[bytes, list[tuple[DatasetReport, str]]]) -> N
                     message = "the same file is listed in another split"
                 else:
                     message = f"the same picture as {other} of another split"
-                report.findings.append(_finding("duplicate", path, message))
+                report.findings.append(finding("duplicate", path, message))
         elif len(places) > 1:
             report = places[0][0]
             reports[report.name] = report
@@ -400,27 +351,9 @@ def _find_duplicates(digests: dict[bytes, list[tuple[DatasetReport, str]]]) -> N
         reports[name].notes.append(f"{count} pictures occur more than once in this split")
 
 
-def _finding(kind: str, file: str, message: str, excess: float = 0.0) -> Finding:
-    return Finding(kind, file, message, _SEVERITY[kind] + excess)
-
-
 def _without_path(error: BLPSegError, record: dict) -> str:
     message = str(error)
     for path in record.values():
         if isinstance(path, str):
             message = message.removeprefix(f"{path}: ")
     return message
-
-
-def _share(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f}%" if whole else "-"
-
-
-def _most_frequent(counts: dict[str, int], most: int = 4) -> list[tuple[str, int]]:
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    rest = sum(n for _, n in ordered[most:])
-    return ordered[:most] + ([("others", rest)] if rest else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ def make_labels(
     draw: Callable[[Picture], np.ndarray],
     *,
     split: Callable[[str], list[tuple[str, object]]] | None = None,
+    classes: Mapping[int, str] | None = None,
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
@@ -72,6 +73,7 @@ def make_labels(
         output_dir: made where missing.
         draw: picture -> (H, W) uint8. Picklable; its repr tells all that the result depends on beside the source.
         split: path -> (image name, part) of the pictures in a file; None where a file is one picture of its own name.
+        classes: what the numbers mean, where the files have names; the labels carry it.
         workers: processes; all CPUs by default, 1 works in this process.
         force: make labels again that are up to date, and replace files that were not made here.
         progress: show a bar, and the failures as they come, on stderr.
@@ -86,7 +88,9 @@ def make_labels(
         raise BLPSegError(f"{output_dir}: holds the source files themselves; choose another folder for the labels")
     total = len(files) if split is None else None
     pictures = _pictures(files, split)
-    return process_files(_Task(draw, output_dir, force), pictures, workers, "labels", total=total, progress=progress)
+    return process_files(
+        _Task(draw, output_dir, force, classes), pictures, workers, "labels", total=total, progress=progress
+    )
 
 
 def _pictures(files, split) -> Iterator[Picture]:
@@ -120,6 +124,7 @@ class _Task:
     draw: Callable[[Picture], np.ndarray]
     output_dir: str
     force: bool
+    classes: Mapping[int, str] | None
 
     def __call__(self, picture: Picture) -> bool:
         if picture.failure is not None:
@@ -129,5 +134,5 @@ class _Task:
         made_from = stamp(repr(self.draw), source)
         if not self.force and is_up_to_date(target, made_from):
             return False
-        write_label(target, self.draw(picture), made_from, force=self.force)
+        write_label(target, self.draw(picture), made_from, classes=self.classes, force=self.force)
         return True

@@ -64,6 +64,7 @@ def convert_annotations(
         output_dir,
         _Draw(format, vocabulary, images, width),
         split=FORMATS[format].pictures,
+        classes={number: name for name, number in reversed(vocabulary.ids.items())},
         workers=workers,
         force=force,
         progress=progress,

@@ -7,9 +7,11 @@ digest was made by somebody else and stays.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -17,13 +19,15 @@ from . import paths
 from .errors import BLPSegError
 from .files import write_bytes_atomic
 
-__all__ = ["is_up_to_date", "stamp", "write_label"]
+__all__ = ["classes_of", "is_up_to_date", "stamp", "write_label"]
 
 _RULE = b"2"  # raise it when the same input would give other pixels: labels made before are then made again
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _AFTER_HEADER = 33  # bytes of a PNG's signature and IHDR chunk
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _KEY = b"tEXtblpseg-source\0"
+_CLASSES = b"tEXtblpseg-classes\0"
+_LONGEST_CLASSES = 1 << 16  # bytes
 
 
 def stamp(*sources: bytes | str) -> bytes:
@@ -50,13 +54,16 @@ def is_up_to_date(path: str, stamp: bytes) -> bool:
         return False
 
 
-def write_label(path: str, label: np.ndarray, stamp: bytes, *, force: bool = False) -> None:
+def write_label(
+    path: str, label: np.ndarray, stamp: bytes, *, classes: Mapping[int, str] | None = None, force: bool = False
+) -> None:
     """Write a label in one step as a grey 8-bit PNG that carries its stamp.
 
     Args:
         path: its folder is made where missing.
         label: (H, W) uint8.
         stamp: of :func:`stamp`.
+        classes: what the numbers mean, where the source has names; stored beside the pixels for :func:`classes_of`.
         force: replace a file that was not made here.
 
     Raises:
@@ -70,8 +77,24 @@ def write_label(path: str, label: np.ndarray, stamp: bytes, *, force: bool = Fal
     # Run lengths suit scribbles: a quarter of OpenCV's time, and smaller files.
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
     header = _chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    names = _chunk(_CLASSES + json.dumps(dict(classes)).encode()) if classes else b""
     pixels = _chunk(b"IDAT" + deflate.compress(rows.data) + deflate.flush())
-    write_bytes_atomic(path, _SIGNATURE + header + stamp + pixels + _PNG_END)
+    write_bytes_atomic(path, _SIGNATURE + header + stamp + names + pixels + _PNG_END)
+
+
+def classes_of(path: str) -> dict[int, str]:
+    """What the numbers of a label meant to the vocabulary that it was made with; {} where it does not say."""
+    with paths.open_file(path, "rb") as file:
+        head = file.read(_LONGEST_CLASSES)
+    at = head.find(_CLASSES)
+    if at < 4:
+        return {}
+    (size,) = struct.unpack(">I", head[at - 4 : at])
+    try:
+        names = json.loads(head[at + len(_CLASSES) : at + 4 + size])
+        return {int(number): str(name) for number, name in names.items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def _made_here(path: str) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from blpseg.data.check import check_datasets
+from blpseg.utils.made import stamp, write_label
 
 
 def check(made_cfg, **options):
@@ -86,6 +87,76 @@ def test_zero_as_not_annotated_is_noticed(made_cfg, made_folder, masks):
 
 
 @pytest.mark.parametrize("masks", ["masks/train", ""])
+def test_zero_and_255_swapped_are_noticed(made_cfg, made_folder, masks):
+    for path in (made_folder / "scribbles/train").iterdir():
+        label = read(path).astype(int)
+        cv2.imwrite(str(path), np.select([label == 0, label == 255], [255, 0], label).astype(np.uint8))
+    made_cfg("DATASETS.FOLDER.TRAIN_MASKS", masks)
+    (train,) = check_datasets(["made_train"], max_disagreement=1.0)
+    assert kinds(train) == [("zero", f"train{i}.png") for i in range(6)]
+    assert "0 and 255 seem to be swapped" in train.findings[0].message
+
+
+def test_masks_used_as_scribbles_with_void_outlines_are_not_taken_for_swapped(made_cfg, made_folder):
+    for path in (made_folder / "scribbles/train").iterdir():
+        label = read(made_folder / "masks/train" / path.name)
+        edge = cv2.morphologyEx(label, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+        label[edge] = 255
+        cv2.imwrite(str(path), label)
+    assert check(made_cfg)[0].healthy
+
+
+def rename_labels(folder):
+    for path in (folder / "scribbles/train").iterdir():
+        path.rename(path.with_name(f"{path.stem}_mask.png"))
+
+
+def masks_beside_images(folder):
+    (folder / "scribbles/train/train0.png").rename(folder / "images/train/train0_mask.png")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (rename_labels, "train0_mask.png seems to be it: labels have the image's name, train0.png"),
+        (
+            masks_beside_images,
+            "seems to be the label of train0.jpg: labels lie in a folder of their own, as train0.png",
+        ),
+    ],
+)
+def test_labels_named_otherwise_are_recognised(made_cfg, made_folder, change, words):
+    change(made_folder)
+    train, _ = check(made_cfg)
+    assert any(words in finding.message for finding in train.findings if finding.kind == "missing")
+
+
+def test_class_counts_and_orders_that_disagree(made_cfg, made_folder):
+    (train, _) = check(made_cfg, num_classes=4)
+    assert kinds(train) == [("classes", "made_train")] and "NUM_CLASSES is 4" in train.findings[0].message
+    write_label(
+        str(made_folder / "scribbles/train/train0.png"), read(made_folder / "scribbles/train/train0.png"), stamp(b""),
+        classes={0: "background", 1: "pear", 2: "apple"}, force=True,
+    )  # fmt: skip
+    (train, _) = check(made_cfg, num_classes=3)
+    assert kinds(train) == [("classes", "train0.png")] and "1 is 'pear'" in train.findings[0].message
+
+
+def test_void_value_and_mixed_strokes_are_explained(made_cfg, made_folder):
+    mask = read(made_folder / "masks/train/train0.png")
+    cv2.imwrite(str(made_folder / "masks/train/train0.png"), np.where(mask == 0, 11, mask))
+    for i in (1, 2, 3):
+        label = read(made_folder / f"scribbles/train/train{i}.png")
+        cv2.imwrite(
+            str(made_folder / f"scribbles/train/train{i}.png"),
+            np.where(cv2.dilate((label == 1).astype(np.uint8), np.ones((7, 1), np.uint8)) > 0, 1, 255).astype(np.uint8),
+        )
+    train, _ = check(made_cfg, max_disagreement=1.0)
+    assert "set DATASETS.FOLDER.IGNORE_LABEL 11" in train.findings[0].message
+    assert any("strokes are " in note for note in train.notes)
+
+
+@pytest.mark.parametrize("masks", ["masks/train", ""])
 def test_dense_labels_are_not_taken_for_zero_as_not_annotated(made_cfg, made_folder, masks):
     for path in (made_folder / "scribbles/train").iterdir():
         path.write_bytes((made_folder / "masks/train" / path.name).read_bytes())
@@ -154,6 +225,7 @@ def test_command_line(made_folder, tmp_path, run_tool, capsys):
     config.write_text(
         f"DATASETS:\n  TRAIN: ['made_train']\n  TEST: ['made_val']\n  FOLDER:\n    NAME: made\n"
         f"    ROOT: {made_folder}\n    CLASSES: [background, apple, pear]\n"
+        "MODEL:\n  SEM_SEG_HEAD:\n    NUM_CLASSES: 3\n"
     )
     assert run_tool("tools/check_dataset.py", "--config-file", str(config)) == 0
     label = read(made_folder / "scribbles/train/train0.png")
