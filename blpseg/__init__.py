@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["Predictor", "__version__", "add_blpseg_config", "get_cfg"]
 
-# Detectron2 scripts two functions at import; recent torch tells every user so at every start.
+# Detectron2 scripts two functions at import, and recent torch warns about it at every start.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
 
 when_imported("detectron2.modeling", lambda: importlib.import_module("blpseg.modeling"))

@@ -55,7 +55,7 @@ def prepare(source: str, output: str, fold: int = 1, workers: int | None = None,
         raise BLPSegError("reading .h5 files needs h5py: pip install 'blpseg[medical]'") from error
     if not 1 <= fold <= FOLDS:
         raise BLPSegError(f"fold {fold}: WSL4MIS has the folds 1..{FOLDS}")
-    require_folder(source, "datasets/README.md, 'ACDC', tells where it comes from")
+    require_folder(source, "datasets/README.md, 'ACDC', says where it comes from")
     slices = _h5_files(source, "ACDC_training_slices")
     sliced = {stem.split("_slice_")[0] for stem in slices}
     volumes = {stem: path for stem, path in _h5_files(source, "ACDC_training_volumes").items() if stem not in sliced}

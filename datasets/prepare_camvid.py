@@ -46,7 +46,7 @@ def prepare(
     Raises:
         BLPSegError: train/ or trainannot/ is missing, or a setting is out of range.
     """
-    help_text = "datasets/README.md, 'CamVid', tells where it comes from"
+    help_text = "datasets/README.md, 'CamVid', says where it comes from"
     if not (0 <= preference <= 1 and 0 <= length <= 1 and width >= 1 and seed >= 0):
         raise BLPSegError("preference and length lie in 0..1, width starts at 1, the seed at 0")
     sound = FileReport()

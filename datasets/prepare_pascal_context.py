@@ -59,7 +59,7 @@ def prepare(
     Raises:
         BLPSegError: a folder or a list is missing, or 59_labels.txt names a class that labels.txt lacks.
     """
-    help_text = "datasets/README.md, 'PASCAL-Context', tells where it comes from"
+    help_text = "datasets/README.md, 'PASCAL-Context', says where it comes from"
     output = os.path.join(root, "SegmentationClass")
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         require_folder(os.path.join(root, folder), help_text)

@@ -34,7 +34,7 @@ def prepare(root: str) -> int:
     Raises:
         BLPSegError: a folder or val.txt is missing.
     """
-    help_text = "datasets/README.md, 'PASCAL VOC 2012', tells where it comes from"
+    help_text = "datasets/README.md, 'PASCAL VOC 2012', says where it comes from"
     for folder in ("JPEGImages", "SegmentationClassAug", "ImageSets/Segmentation"):
         require_folder(os.path.join(root, folder), help_text)
     images = index_folder(os.path.join(root, "JPEGImages"))

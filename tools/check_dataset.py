@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The doctor of data sets: reads every file and says what is wrong. Exit status 1 when something is."""
+"""Check data sets: read every file and report what is wrong. The exit status is then 1."""
 
 import argparse
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label preference, measured: how likely a pixel is to be annotated, by its distance to the boundary and thickness.
+"""Measure label preference: the probability that a pixel is annotated, by distance to the boundary and thickness.
 
 Writes label_preference.csv and label_preference.png. A curve that rises is the bias that BLPSeg is about: relative to
 its class, the spacious middle is annotated more often than the boundary and thin parts. The dotted line is no bias.

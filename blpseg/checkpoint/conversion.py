@@ -1,4 +1,4 @@
-"""Other people's weights in our names, and ours in the published ones. Recognised by content, not by file name."""
+"""Converting weights: published and ResNet layouts to ours, and ours to the published. The content decides which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..utils.weights_files import state_dict_of
 
 __all__ = ["Conversion", "convert", "state_dict_of"]
 
-# Published layout <-> ours, as (published prefix, our prefix). Both sides are literal but for {0}, {1}: numbers.
+# Published layout <-> ours, as (published prefix, our prefix). {0} and {1} are numbers.
 _BACKBONE = tuple(
     (f"layer{stage}.{{0}}.{theirs}", f"res{stage + 1}.{{0}}.{ours}")
     for stage in range(1, 5)
@@ -82,7 +82,7 @@ def _renamer(rules) -> Callable[[str], str | None]:
 
 @dataclass
 class Conversion:
-    """What :func:`convert` did.
+    """The result of :func:`convert`.
 
     Attributes:
         source: the layout that was recognised, in words.
@@ -108,7 +108,7 @@ def convert(state: Mapping[str, torch.Tensor], file: str, unannotated_weight: fl
         unannotated_weight: last entry of the ``CELoss.weight`` that the published layout carries.
 
     Raises:
-        BLPSegError: the layout is none of those, or tensors that make it up are missing.
+        BLPSegError: the layout is none of these, or some of its tensors are missing.
     """
     if "seg_head.4.weight" in state and "backbone.conv1.0.weight" in state:
         return _published_to_ours(state, file)
@@ -147,7 +147,7 @@ def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversio
         raise BLPSegError(f"{file}: the published layout needs local aggregation (MODEL.BLPSEG.LAM.ENABLED True)")
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
-    # What the published layout carries beside them: without these a strict load refuses the file.
+    # Further entries of the published layout, without which a strict load refuses the file.
     weight = torch.ones(_length(state, "sem_seg_head.annotation_head.4.weight", file))
     weight[-1] = unannotated_weight
     stem_channels = _length(state, "backbone.stem.conv3.weight", file)

@@ -1,4 +1,4 @@
-"""The weights of a file into a model."""
+"""Loading the weights of a file into a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_weights(
         trust: see :func:`load_file`.
 
     Raises:
-        BLPSegError: the file does not fit; the message says which key would.
+        BLPSegError: the file does not fit; the message names the config key that would make it fit.
     """
     data = load_file(path, trust=trust)
     weights = state_dict_of(data, path)

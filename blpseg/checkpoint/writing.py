@@ -1,4 +1,4 @@
-"""Checkpoints: written so that none is ever lost."""
+"""Writing checkpoints without ever losing one."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class Checkpointer:
         os.replace(temporary, target)
 
     def remove_temporary_files(self) -> None:
-        """Delete what a killed process was writing. Only while nobody else writes here."""
+        """Delete what a killed process was writing. Call it only while no other process writes here."""
         if "://" in self.output_dir or not os.path.isdir(self.output_dir):
             return
         for name in os.listdir(self.output_dir):

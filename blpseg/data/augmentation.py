@@ -27,8 +27,8 @@ class TrainingAugmentation:
     image the result is the mean colour, exactly 0 after the model's normalisation, which is why it is float32,
     and the label is 255.
 
-    Every call draws the same count of random numbers, whatever is switched on: switching colour jitter on does not
-    move the crops.
+    Every call draws the same count of random numbers, whatever is switched on, so colour jitter does not move the
+    crops.
     """
 
     @configurable
@@ -156,14 +156,14 @@ class TrainingAugmentation:
 
 
 def relative_scale(size: Sequence[int], longest_side: int) -> float:
-    """What an image of ``size`` (height, width) is scaled by so that no side exceeds ``longest_side``; 0 = 1.0."""
+    """The factor, at most 1, by which an image of ``size`` (height, width) fits ``longest_side``; 1 for 0."""
     return min(1.0, longest_side / max(size)) if longest_side else 1.0
 
 
 def _rotate(image: np.ndarray, label: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     height, width = label.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1.0)
-    # The replicated border keeps foreign colours out of the cubic kernel; the label tells what lies outside.
+    # The replicated border keeps foreign colours out of the cubic kernel; the label says what lies outside.
     image = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     label = cv2.warpAffine(label, matrix, (width, height), flags=cv2.INTER_NEAREST, borderValue=IGNORED)
     return image, label

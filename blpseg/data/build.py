@@ -1,4 +1,4 @@
-"""Data loaders whose batches depend on the seed and the place in the run, on nothing else."""
+"""Data loaders whose batches depend only on the seed and the place in the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .datasets import load_records, register_folder
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
-_PERMUTATION, _SAMPLE = 0, 1  # keep the two kinds of random streams apart
+_PERMUTATION, _SAMPLE = 0, 1  # the two kinds of random streams differ by it
 
 
 def build_train_loader(
@@ -38,9 +38,9 @@ def build_train_loader(
     """An endless loader over DATASETS.TRAIN; counterpart of ``build_detection_train_loader``.
 
     Sample k of the run (k = iteration * SOLVER.IMS_PER_BATCH + place in the batch) is image k mod n of a permutation
-    drawn for epoch k div n, augmented with random numbers drawn for k: all from SEED. So the count of workers does
-    not matter, nor that of processes (rank r takes the r-th slice of each batch), and a resumed run goes on with the
-    samples the interrupted one would have seen. A negative SEED draws one, the same for all processes.
+    drawn for epoch k div n, augmented with random numbers drawn for k: all from SEED. So neither the number of workers
+    nor that of processes matters (rank r takes the r-th slice of each batch), and a resumed run continues with the
+    samples that the interrupted one would have seen. A negative SEED draws one, the same for all processes.
 
     Args:
         cfg: DATASETS, INPUT, SOLVER.IMS_PER_BATCH (over all processes), DATALOADER.NUM_WORKERS, SEED.
@@ -52,7 +52,7 @@ def build_train_loader(
 
     Raises:
         BLPSegError: data is missing, no label has an annotated pixel, classes do not fit the model, or the batch cannot
-            be shared out. While iterating: a file is bad; also from a worker process it arrives as this one line.
+            be divided. While iterating: a file is bad; also from a worker process it arrives as this one line.
     """
     register_folder(cfg)
     if not cfg.DATASETS.TRAIN:
@@ -63,7 +63,7 @@ def build_train_loader(
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise BLPSegError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be shared out over {world_size} processes evenly"
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided evenly among {world_size} processes"
         )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return _Loader(
@@ -78,7 +78,7 @@ def build_train_loader(
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Callable[[dict], dict] | None = None
 ) -> torch.utils.data.DataLoader:
-    """A loader of one image a batch, in the order of the records, shared out over the processes.
+    """A loader with one image in a batch, in the order of the records, divided among the processes.
 
     Counterpart of ``build_detection_test_loader``.
 
@@ -132,7 +132,7 @@ class _MappedDataset(torch.utils.data.Dataset):
     def __init__(self, records: list[dict], mapper: Callable, num_workers: int):
         self._records = DatasetFromList(records, copy=True)  # one shared buffer, not a list that each worker copies
         self._mapper = mapper
-        # Row i: process id of worker i and the record it reads, for the day it dies over it.
+        # Row i: process id of worker i and the record it reads, to name the record if the worker dies.
         self._at_work = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -229,5 +229,5 @@ def _start_worker(parent: int, worker: int) -> None:
     # needs batches to finish its step; the workers end with it.
     os.setpgrp()
     if not debug_enabled():
-        # A thread of torch's complains through it when the training process ends while a sample is on its way.
+        # One of torch's threads prints through it when the training process ends while a sample is in transit.
         sys.excepthook = lambda *_: None

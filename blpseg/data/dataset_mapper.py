@@ -20,7 +20,7 @@ LABEL_FILES = {"scribble": "scribble_file_name", "dense": "sem_seg_file_name"}
 
 
 class ScribbleDatasetMapper:
-    """Read a record's files and turn them into what the model takes; counterpart of Detectron2's DatasetMapper.
+    """Read a record's files and turn them into the model's input; counterpart of Detectron2's DatasetMapper.
 
     Training: ``image`` (3, h, w) float32 in 0..255 and ``scribble`` (h, w) int64: 0..C-1 a class, C not annotated,
     255 padding, both augmented, and ``image_classes`` (C,) bool: the classes of the whole label before augmentation,

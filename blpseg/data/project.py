@@ -1,4 +1,4 @@
-"""A folder data set of a person's own photos: made, read and extended without Detectron2, so that it takes no time."""
+"""A folder data set of a person's own photos: made, read and extended without the slow import of Detectron2."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def create_project(
         images: a folder of photos to copy; None where they lie in the project.
         scribbles: a folder of PNG scribbles of the same stems to copy.
         masks: a folder of dense masks of the same stems; the photos that have one may become the validation set.
-        val: so many photos, drawn with ``seed``, are for validation and not for training; by default those that have
-            a mask. Without masks they wait in ``images/val`` for the ones to be put in ``masks/val``.
+        val: the number of photos, drawn with ``seed``, that are for validation and not for training; by default all
+            that have a mask. Without masks they wait in ``images/val`` for the ones to be put in ``masks/val``.
         seed: of that choice.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The network and what it is trained with; importing registers them with Detectron2."""
+"""The network and its losses; importing registers them with Detectron2."""
 
 from .backbone import build_narrow_resnet_backbone
 from .blpseg import BLPSeg

@@ -16,7 +16,7 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 @BACKBONE_REGISTRY.register()
 def build_narrow_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """ResNet-18 or -34 of any width; Detectron2's own builder has them with 64 channels alone.
+    """ResNet-18 or -34 of any width; Detectron2's own builder has 64 channels only.
 
     res2..res5 have ``MODEL.RESNETS.RES2_OUT_CHANNELS`` times 1, 2, 4, 8 channels at strides 4, 8, 16, 32.
 

@@ -120,7 +120,7 @@ class BLPSeg(nn.Module):
         ]
 
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
-        """Normalise the ``image`` of each input and pad them right and below to one size that the network takes."""
+        """Normalise the ``image`` of each input, and pad them at the right and the bottom to one size that fits."""
         images = [self.normalize(x["image"].to(self.device)) for x in batched_inputs]
         divisibility = max(self.backbone.size_divisibility, self.sem_seg_head.size_divisibility)
         constraints = dict(self.backbone.padding_constraints)
@@ -137,7 +137,7 @@ class BLPSeg(nn.Module):
         return ((image.to(wide) - mean) / std).float()
 
     def outputs(self, images: torch.Tensor, annotation: bool = True) -> Outputs:
-        """Everything that the network computes: for the losses, pictures, export, cost and diagnosis alike.
+        """All outputs of the network, for the losses, pictures, export, cost and diagnosis.
 
         Args:
             images: (N, 3, H, W) normalised, as :meth:`preprocess_image` makes them.
@@ -146,15 +146,15 @@ class BLPSeg(nn.Module):
         return self.sem_seg_head(self.backbone(images), images, annotation)
 
     def compute_losses(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The training losses by name, times their weights; ``images`` are those that ``outputs`` are of."""
+        """The training losses by name, times their weights; ``outputs`` belong to ``images``."""
         inside = (targets.scribble != IGNORED).sum().clamp(min=1)
         log_scalar("annotated_share", (targets.scribble < self.num_classes).sum() / inside)
         with torch.autocast(images.device.type, enabled=False):
             return {name: loss.loss_weight * loss(outputs, targets, images) for name, loss in self.losses.items()}
 
     def loss_weights(self, batched_inputs: list[dict]) -> dict[str, float]:
-        """What each training loss is a mean over, so that parts of a batch, in turn or in several processes, can add up
-        to the loss of the whole; see :meth:`Loss.mean_over`."""
+        """The number over which each training loss is a mean. With these weights the losses of the parts of a batch, in
+        turn or in several processes, add up to the loss of the whole; see :meth:`Loss.mean_over`."""
         return {name: loss.mean_over(batched_inputs) for name, loss in self.losses.items()}
 
     @property
@@ -179,7 +179,7 @@ class BLPSeg(nn.Module):
 
     @torch.no_grad()
     def inspect(self, batched_inputs: list[dict]) -> list[dict[str, torch.Tensor]]:
-        """What the method sees, for pictures; training or evaluation mode is left as it is.
+        """Maps for pictures of what the method computes. The training or evaluation mode stays as it is.
 
         Args:
             batched_inputs: as :meth:`forward` takes them; ``scribble`` and ``image_classes`` are optional.

@@ -1,11 +1,11 @@
-"""Local aggregation of the logits, LAM (METHOD section 3): one definition of the result, several ways to compute it.
+"""Local aggregation of the logits, LAM (METHOD section 3): one definition, several implementations.
 
 With f_a the features and s_a the logits at position a, g_ab = f_a . f_b and D_ab = exp(-|a - b|^2 / (2 sigma^2))::
 
     A_ab  = softmax over a of g_ab
     out_b = sum_a s_a A_ab D_ab / (sum_a A_ab D_ab + 1e-7)
 
-A new way to compute it is one function (N, C, h, w), (N, D, h, w), sigma, window -> (N, C, h, w) in
+A further implementation is one function (N, C, h, w), (N, D, h, w), sigma, window -> (N, C, h, w) in
 ``IMPLEMENTATIONS``; its key is the value of ``MODEL.BLPSEG.LAM.IMPL``.
 """
 
@@ -47,11 +47,11 @@ def local_aggregation(
         logits: (N, C, h, w) floating point.
         features: (N, D, h', w') floating point; resized bilinearly to (h, w) where the grids differ.
         sigma: standard deviation of the distance term in grid cells, > 0.
-        impl: how to compute it. Traced or compiled, every exact way is computed as ``"dense"``.
+        impl: the implementation. When traced or compiled, every exact one becomes ``"dense"``.
 
-            * ``"auto"``: exact; the faster of the exact ways for the size, in float64 where the
-              features are so long, or of so unequal length, that float32 would not hold 1e-4.
-            * ``"dense"``: the formula word for word, with its (h w) x (h w) tables; plain operations, so it
+            * ``"auto"``: exact; the fastest exact implementation for the size. It uses float64 where the features
+              are so long, or so unequal in length, that float32 would not be accurate to 1e-4.
+            * ``"dense"``: the formula literally, with its (h w) x (h w) tables; plain operations, so it
               can be traced and exported with dynamic h and w.
             * ``"tiled"``: exact; tiles of the tables, each used for both of its directions and recomputed for the
               gradient. Memory linear in h w.
@@ -59,7 +59,7 @@ def local_aggregation(
               drops the 1e-7, so it differs where far positions outweigh all near ones.
             * ``"window"``: a variant of the model: positions farther than ``window * sigma`` are left out, from the
               softmax as well. Time and memory linear in h w.
-        window: radius of ``"window"`` in units of sigma, > 0; the others do not look at it.
+        window: radius of ``"window"`` in units of sigma, > 0; the others ignore it.
 
     Returns:
         (N, C, h, w) aggregated logits, float64 if the logits are, else float32.
@@ -91,7 +91,7 @@ def _check(sigma: float, impl: str, window: float) -> None:
 
 
 class ShallowEmbedding(nn.Module):
-    """One feature vector for each patch of the image: what local aggregation compares (METHOD section 2).
+    """One feature vector for each patch of the image: local aggregation compares them (METHOD section 2).
 
     Args:
         channels: D, the length of a feature vector.
@@ -153,7 +153,7 @@ class LocalAggregation(nn.Module):
 def aggregation_weights(
     features: torch.Tensor, sigma: float, positions: torch.Tensor, radius: float = math.inf
 ) -> torch.Tensor:
-    """The weights with which some positions average the logits, to look at; without gradient.
+    """The weights with which some positions average the logits, for pictures; without gradient.
 
     Args:
         features: (D, h, w) of one image.

@@ -1,4 +1,4 @@
-"""What the network gives and what it is trained on: the arguments of every loss."""
+"""The network's outputs and its training targets, which are the arguments of every loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Outputs(NamedTuple):
         annotation_logits: (N, C + 1, h, w), the last channel "not annotated"; (N, 0, h, w) if they were not asked for.
         features: (N, D, h, w) the pixel decoder's output, from which both are predicted.
         raw_logits: (N, C, h, w) segmentation logits before local aggregation.
-        embedding: (N, E, h', w') what local aggregation compares; None without it.
+        embedding: (N, E, h', w') features that local aggregation compares; None without it.
     """
 
     logits: torch.Tensor

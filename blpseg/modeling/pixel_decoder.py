@@ -29,7 +29,7 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, acti
 
 
 class PyramidPooling(nn.Module):
-    """Pyramid pooling module (PSPNet, Zhao et al. 2017) as METHOD section 2 has it.
+    """Pyramid pooling module (PSPNet, Zhao et al. 2017), as in METHOD section 2.
 
     Args:
         in_channels: channels of the input.

@@ -29,9 +29,9 @@ class Pixels(NamedTuple):
 
 
 def choose_pixels(wanted: torch.Tensor) -> Iterator[Pixels]:
-    """The pixels wanted, (N, H, W) bool, in portions that bound the memory of what is sampled at a time.
+    """The pixels of a mask, (N, H, W) bool, in portions that bound the memory of one sampling.
 
-    Where many are wanted the portions are whole rows, with the pixels that are not wanted too.
+    If the mask has many pixels the portions are whole rows, which include pixels outside the mask.
     """
     index = torch.nonzero(wanted.flatten())[:, 0]
     n, height, width = wanted.shape
@@ -151,7 +151,7 @@ def cross_entropy_at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sums of the cross entropy of bilinearly upsampled logits at supervised pixels, an image at a time.
 
-    The gradient is made beside the value, so that nothing at image size is kept for it.
+    The gradient is computed together with the value, so nothing of image size is kept for it.
 
     Args:
         logits: (N, C, h, w) on a grid; differentiable.

@@ -1,4 +1,4 @@
-"""Names in a config -> what is registered under them."""
+"""Looking up registered names of a config."""
 
 from __future__ import annotations
 

@@ -96,13 +96,13 @@ class BLPSegHead(nn.Module):
         if self.local_aggregation is not None:
             embedding = self.local_aggregation.embedding(images)
             logits = self.local_aggregation(raw_logits, embedding)
-        # Detached: where people scribble must not shape the features that segment (METHOD section 2).
+        # Detached: the annotation loss must not change the features of the segmentation (METHOD section 2).
         annotation_logits = self.annotation_head(decoded.detach()) if annotation else raw_logits[:, :0]
         return Outputs(logits, annotation_logits, decoded, raw_logits, embedding)
 
 
 def _scribble_parts(cfg: CfgNode, channels: int) -> dict[str, nn.Module | None]:
-    """What BLPSeg adds to a decoder of ``channels`` and its classifier."""
+    """The parts that BLPSeg adds to a decoder of ``channels`` and its classifier."""
     head, blpseg = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.BLPSEG
     lam = blpseg.LAM
     return {
@@ -171,7 +171,7 @@ def build_head(cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> BLPSegHead
 
 
 def _check(section: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> None:
-    """Refuse what no head of BLPSeg's would look at."""
+    """Refuse values that BLPSeg's heads cannot honour."""
     missing = [name for name in section.IN_FEATURES if name not in input_shape]
     if missing:
         raise BLPSegError(

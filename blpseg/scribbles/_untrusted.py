@@ -79,7 +79,7 @@ def _not_xml(path, error):
 
 
 def parse_json(path: str, data: bytes):
-    """Raises BLPSegError for what is no JSON."""
+    """Raises BLPSegError unless ``data`` is JSON."""
     try:
         return json.loads(data)
     except RecursionError as error:

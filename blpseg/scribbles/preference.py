@@ -1,8 +1,8 @@
-"""Label preference, measured: how likely a pixel is to be annotated, by where in its region it lies.
+"""Measuring label preference: the probability that a pixel is annotated, by its place in its region.
 
 BLPSeg's premise is that annotators scribble where a region is spacious, seldom near its boundary and in thin parts.
-With dense masks at hand that is a count: of a class's pixels at a distance from the boundary, or of a local thickness,
-the share that a scribble covers.
+With dense masks it can be counted: the share of a class's pixels at a distance from the boundary, or of a local
+thickness, that a scribble covers.
 """
 
 from __future__ import annotations

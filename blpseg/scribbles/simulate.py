@@ -2,8 +2,8 @@
 
 Every connected region gets at least one pen. A pen starts at a pixel whose clearance (distance to the region's
 boundary) is as spacious as ``preference`` asks, lays itself along the direction in which that clearance lasts, and
-moves both ways in short steps, steering towards equal clearance with a limited turning rate and a little tremor. All
-pens of an image move at once, as rows of one array, which is what makes it fast.
+moves both ways in short steps, steering towards equal clearance with a limited turning rate and a little tremor. For
+speed all pens of an image move at once, as rows of one array.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def simulate_scribble(
         length: stroke length relative to the whole stroke, 0..1: ScribbleSup's shortened scribbles. 0 is a dot.
             A shorter stroke is a part of the longer one of the same seed.
         width: stroke width in pixels, >= 1. A stroke is cut off at its region's boundary whatever its width.
-        seed: the result depends on the mask and the arguments alone.
+        seed: the result depends only on the mask and the arguments.
         ignore_label: value of ``mask`` that is no class; never drawn in.
 
     Returns:

@@ -21,7 +21,7 @@ _EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
 
 
 def file_seed(seed: int, path: str) -> int:
-    """A seed of a file's own, from the common one and the file's name: neither order nor workers change a scribble."""
+    """The seed of a file, from the common one and the file's name: neither order nor workers change a scribble."""
     stem = os.path.splitext(os.path.basename(path))[0]
     return int.from_bytes(hashlib.sha256(f"{seed}/{stem}".encode("utf-8", "replace")).digest()[:8], "big")
 
@@ -46,7 +46,7 @@ def simulate_folder(
         output_dir: made where missing; ``NAME.png`` of each mask.
         preference, length, width, ignore_label: as there.
         seed: common to all files.
-        workers, force, progress: as in ``make_labels``, which says how labels are written and what is skipped.
+        workers, force, progress: see ``make_labels``, which also describes how labels are written and skipped.
 
     Raises:
         BLPSegError: the masks or the output folder are unusable as a whole.

@@ -1,4 +1,4 @@
-"""Vocabularies: which class number a name, or a colour, in an annotation stands for."""
+"""Vocabularies: the class numbers of names and colours in annotations."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
 
     The file is YAML. A mapping names the classes, as ``NAME: NUMBER`` or ``NAME: {id: NUMBER, color: COLOR}``, where
     COLOR is ``"#rrggbb"``, ``[r, g, b]`` or a list of such; ``COLOR: NUMBER`` or ``COLOR: NAME`` gives further
-    colours, ``COLOR: unannotated`` marks what is no stroke. Several names may share a number. A list, or plain lines,
-    of names or colours is numbered from 0. The built-in vocabularies have the VOC colour map as their colours.
+    colours, ``COLOR: unannotated`` marks pixels without a stroke. Several names may share a number. A list, or plain
+    lines, of names or colours is numbered from 0. The built-in vocabularies have the VOC colour map as their colours.
 
     Raises:
         BLPSegError: the file is missing or not of that form; the line is named.

@@ -1,4 +1,4 @@
-"""What every command line shares: flags, and one way out."""
+"""Shared by all command lines: flags, and the exit with one line of error."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def add_work_flags(parser: argparse.ArgumentParser, force: str = "") -> argparse
 
 
 def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line that may change config keys, wherever ``KEY VALUE`` stand in it.
+    """Parse a command line that may change config keys.
 
-    They may follow ``--opts``, or stand anywhere by themselves, also after an option that takes several values.
+    ``KEY VALUE`` pairs may follow ``--opts`` or stand anywhere, also after an option that takes several values.
 
     Args:
         parser: without ``opts``.
         argv: by default that of the process.
 
     Returns:
-        What the parser makes of the rest, and ``opts``, the list of keys and values.
+        the parser's result for the rest, with ``opts``, the list of keys and values.
     """
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
     rest, opts = list(sys.argv[1:] if argv is None else argv), []
@@ -90,7 +90,7 @@ def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None 
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1, as ``type`` of an option.
+    """A number from 0 to 1, for the ``type`` of an option.
 
     Raises:
         argparse.ArgumentTypeError: something else.
@@ -105,7 +105,7 @@ def fraction(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on, as ``type`` of an option.
+    """A whole number of at least 1, for the ``type`` of an option.
 
     Raises:
         argparse.ArgumentTypeError: something else.
@@ -116,7 +116,7 @@ def count(text: str) -> int:
 
 
 def console() -> None:
-    """Every console script: the command line that belongs to the name it was called by (pyproject.toml)."""
+    """Entry point of every console script: runs the command line that belongs to the script's name (pyproject.toml)."""
     module = importlib.import_module(f"blpseg.{_CONSOLE[Path(sys.argv[0]).stem]}")
     run_command(module.main)
 

@@ -1,4 +1,4 @@
-"""What the keys of a config may be, and which of Detectron2's keys BLPSeg does not read: tables, and their use."""
+"""Tables of the values that config keys may have, and of the keys of Detectron2 that BLPSeg does not read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHOICES: dict[str, list[str]] = {
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and whether one is."""
+    """The condition on a value, in words and as a function."""
 
     allowed: str
     holds: Callable[[object], bool]
@@ -196,13 +196,13 @@ _ONLY_OURS = {"INPUT.CROP.TYPE", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "MODEL.SEM
 
 
 def check_values(values: dict[str, object]) -> None:
-    """Hold a config's values against the tables.
+    """Check a config's values against the tables.
 
     Args:
         values: by dotted key, see :func:`blpseg.config.flatten`.
 
     Raises:
-        BLPSegError: the first value that is not allowed, by its key, with what is.
+        BLPSegError: names the first key whose value is not allowed, and the allowed values.
     """
     ours = values.get("MODEL.META_ARCHITECTURE") == "BLPSeg"
     for key, value in values.items():
@@ -243,7 +243,7 @@ def _listed(names: list[str]) -> str:
 
 
 def report_unread(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """Warn of every key that a user changed although nothing reads it; the lines.
+    """Warn about every key that a user changed although nothing reads it, and return these lines.
 
     Args:
         before, after: values by dotted key, of the defaults and of the loaded config.

@@ -1,4 +1,4 @@
-"""Files behind URLs: one cache entry a URL, never outside the cache, never half a download."""
+"""Downloads: one cache entry for each URL, always inside the cache, always complete."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _download(name: str, url: str, digest: str) -> Path:
 
 
 def _receive(url: str, path: Path) -> str:
-    """Write what ``url`` gives to ``path``; its SHA-256. OSError where less comes than was announced."""
+    """Write what ``url`` gives to ``path``; its SHA-256. OSError if fewer bytes arrive than were announced."""
     digest, received = hashlib.sha256(), 0
     with urlopen(url, timeout=_TIMEOUT) as answer, open(path, "wb") as file:
         while block := answer.read(1 << 20):

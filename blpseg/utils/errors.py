@@ -1,4 +1,4 @@
-"""What a user's mistake is told with: one line."""
+"""Errors that the user can mend, and their messages of one line."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ def describe(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` with everything that a terminal would obey, or cannot show, as an escape: a file's name may hold it."""
+    """``text`` with escapes for the characters that a terminal obeys or cannot show; file names may hold them."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

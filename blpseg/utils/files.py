@@ -252,7 +252,7 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object], 
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # it was never made, or the disk is gone; the first error is the one to tell
+        with contextlib.suppress(OSError):  # never made, or the disk is gone; the first error is reported
             os.unlink(temporary)
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{path}: cannot be written: {error.strerror or error}") from error
@@ -272,7 +272,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def write_bytes_atomic(path: str, data: bytes, *, durable: bool = False) -> None:
-    """:func:`write_atomic` of what is there already, by default without waiting for the disk."""
+    """Write bytes as :func:`write_atomic` does, by default without waiting for the disk."""
     write_atomic(path, lambda file: file.write(data), durable=durable)
 
 
@@ -283,7 +283,7 @@ def write_json(path: str, content: object) -> None:
 
 
 def without_nan(content):
-    """``content``, nested dicts and lists, with None for every float that JSON has no words for."""
+    """A copy of nested dicts and lists with None for each NaN or infinite float, which JSON cannot hold."""
     if isinstance(content, Mapping):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -292,7 +292,7 @@ def without_nan(content):
 
 
 def lock_file(path: str) -> TextIO | None:
-    """Lock a file for as long as what is returned stays open; None while another process has the lock.
+    """Lock a file until the returned file is closed; None while another process has the lock.
 
     A killed process lets go of it, and forked processes do not inherit it. A file system without locks gives the
     file unlocked.

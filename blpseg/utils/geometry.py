@@ -1,4 +1,4 @@
-"""Where in its region a pixel lies: how far from the boundary, and how thick the region is there.
+"""Distance of a pixel to its region's boundary, and thickness of the region at the pixel.
 
 The image's edge is no boundary: a region that it cuts goes on outside, and nobody knows how far.
 """
@@ -29,7 +29,7 @@ def boundary_distance(label: np.ndarray) -> np.ndarray:
         label: (H, W) uint8; 255 (ignored) counts as another value.
 
     Returns:
-        (H, W) float32, pixels, 1 beside a boundary; infinite if there is but one value.
+        (H, W) float32, pixels, 1 beside a boundary; infinite if the label has only one value.
     """
     values = np.unique(label)
     if len(values) == 1:

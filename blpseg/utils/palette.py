@@ -1,4 +1,4 @@
-"""Class colours that people can tell apart."""
+"""Class colours that are easy to distinguish."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _BATCH = 16  # files a worker takes at once
 
 @dataclass
 class FileReport:
-    """What became of every file.
+    """How many files were written, were up to date, or failed.
 
     Attributes:
         written, up_to_date: how many files were written, or were there already and still right.
@@ -157,7 +157,7 @@ def default_workers() -> int:
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes to hand work to, which leave Ctrl-C to this one.
+    """A pool of worker processes that leave Ctrl-C to this one.
 
     Forked on Linux: a forked process has the packages loaded, a spawned one would load PyTorch for seconds first. What
     runs there must use neither OpenMP nor CUDA.
@@ -167,7 +167,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def map_parallel(function: Callable, items: Iterable, workers: int | None) -> Iterator:
-    """``function`` of every item, in processes, as results come (in no set order).
+    """Yield ``function(item)`` of every item from worker processes, in the order in which they finish.
 
     Args:
         function: picklable.

@@ -70,7 +70,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def load_file(path: str, *, trust: bool = False) -> dict:
     """Read a weights file or checkpoint without executing anything from it.
 
-    The kind is told by the content. A zip of ``torch.save`` must be whole: a checkpoint of ours by its own SHA-256,
+    The content decides the kind. A zip of ``torch.save`` must be whole: a checkpoint of ours by its own SHA-256,
     any other by the checksums of its records. A pickle has no checksum; :func:`.fetch` compares it with a digest
     where the path ends in ``#sha256=...``.
 
@@ -128,7 +128,7 @@ def _load(file: BinaryIO, path: str, trust: bool):
 
 
 def _verify_zip(file: BinaryIO, path: str, trust: bool) -> None:
-    """Refuse a zip of which torch's reader, which checks nothing, would read other bytes than were written.
+    """Refuse a zip from which torch's reader, which verifies nothing, would read other bytes than were written.
 
     Raises:
         BLPSegError: it is damaged, or not made by ``torch.save``.
@@ -188,7 +188,7 @@ def state_dict_of(checkpoint: object, file: str) -> dict[str, torch.Tensor]:
         file: its name, for messages.
 
     Returns:
-        {name: dense tensor on the CPU}; what is no number (a version, an optimiser) is left out.
+        {name: dense tensor on the CPU}; entries that hold no numbers (a version, an optimiser) are left out.
 
     Raises:
         BLPSegError: there are none, or one has a type that torch does not know (longdouble).

@@ -1,4 +1,4 @@
-"""YAML that others send: bounded in size, depth and time, and nothing but plain values."""
+"""Untrusted YAML: bounded in size, depth and time, plain values only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BASES = 20  # files that a config reads
 
 
 def parse_yaml(text: str, source: str):
-    """What ``yaml.safe_load`` gives, for text that need not be trusted.
+    """The result of ``yaml.safe_load``, for untrusted text.
 
     Aliases and merge keys are allowed as long as the document stays small when they are written out: PyYAML itself
     builds gigabytes from two kilobytes.

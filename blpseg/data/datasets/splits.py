@@ -1,7 +1,7 @@
-"""What the data sets have in common: a split on disk, its records, its place in Detectron2's catalogs.
+"""Shared by all data sets: a split on disk, its records, its entry in Detectron2's catalogs.
 
-Nothing here looks at the disk before :func:`load_records` (or ``DatasetCatalog.get``) is called, nor loads Detectron2:
-a split enters its catalogs as soon as something else has imported them.
+Nothing here looks at the disk before :func:`load_records` (or ``DatasetCatalog.get``) is called, and nothing imports
+Detectron2: a split enters the catalogs as soon as something else has imported them.
 """
 
 from __future__ import annotations
@@ -121,13 +121,14 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
     ``image_id`` (the stem), and for slices ``volume_id`` (str) and ``slice_index`` (int).
 
     Args:
-        name: in the catalogs. One that BLPSeg did not register is asked from DatasetCatalog.
+        name: in the catalogs. DatasetCatalog is asked for one that BLPSeg did not register.
         optional: parts ("images", "scribbles", "masks") that may be missing; dense supervision needs no scribbles. In
             a training split the masks always may. A missing image is named without its extension.
         sizes: whether to read height and width from the images.
 
     Raises:
-        BLPSegError: the name is not registered, or a folder, a list or a file is missing: says which and what to do.
+        BLPSegError: the name is not registered, or a folder, a list or a file is missing; the message says how to
+            mend it.
     """
     split = _SPLITS.get(name)
     if split is None:
@@ -168,7 +169,7 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
         for record in records:
             match = re.fullmatch(split.volume, record["image_id"])
             if match is None:
-                raise BLPSegError(f"{record['file_name']}: the name does not tell volume and slice as {split.volume!r}")
+                raise BLPSegError(f"{record['file_name']}: the name does not give volume and slice as {split.volume!r}")
             record["volume_id"], record["slice_index"] = match["volume"], int(match["slice"])
     return records
 

@@ -1,4 +1,4 @@
-"""What a loss is, and the registry that ``MODEL.BLPSEG.LOSSES`` names losses of."""
+"""The base class of losses, and the registry of the names in ``MODEL.BLPSEG.LOSSES``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Loss(nn.Module, ABC):
         """
 
     def mean_over(self, batched_inputs: list[dict]) -> float:
-        """What the scalar of these inputs is a mean over; images, unless a subclass says otherwise.
+        """The number over which the scalar of these inputs is a mean: images, unless a subclass says otherwise.
 
         Parts of a batch, in turn (``SOLVER.ACCUMULATION_STEPS``) or in several processes, add up to the loss of the
         whole with these numbers as their weights.
@@ -69,7 +69,7 @@ class Loss(nn.Module, ABC):
 
 
 class LabelFreeLoss(Loss):
-    """A loss that every image has by itself, whatever is annotated: the mean over the images, in float32 at least.
+    """A loss of each image by itself, independent of the annotation: the mean over the images, at least in float32.
 
     An image in which no pixel takes part counts as 0.
     """
