@@ -121,6 +121,8 @@ class CheckpointAndEvaluate(HookBase):
             return []
         with PathManager.open(self._path, "r") as file:
             try:
-                return [e for e in json.load(file) if e["iteration"] < self.trainer.start_iter]
-            except (ValueError, KeyError, TypeError):
+                entries = json.load(file)
+                [entry["mIoU"] is None or float(entry["mIoU"]) for entry in entries]
+                return [entry for entry in entries if entry["iteration"] < self.trainer.start_iter]
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise BLPSegError(f"{self._path}: not the list of evaluations this run wrote; move it away") from None

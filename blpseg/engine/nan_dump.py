@@ -6,14 +6,14 @@ import os
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from .. import config
 from ..checkpoint import load_file, save_atomic
-from ..utils.errors import BLPSegError
+from ..utils.errors import BLPSegError, describe
+from ..utils.yaml_files import parse_yaml
 from .amp import autocast_dtype
 from .resume import seed_step
 
@@ -78,10 +78,13 @@ def replay(path: str, device: str) -> int:
         raise BLPSegError(f"{path}: not a dump of a step; a run that meets NaN writes them as dump_*.pth")
     cfg = config.get_cfg()
     cfg.set_new_allowed(True)  # a script's own keys
-    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(dump["config"])))
-    cfg.MODEL.DEVICE = device
-    model = build_model(cfg)
-    model.load_state_dict(dump["model"])
+    try:
+        cfg.merge_from_other_cfg(CfgNode(parse_yaml(dump["config"], path)))
+        cfg.MODEL.DEVICE = device
+        model = build_model(cfg)
+        model.load_state_dict(dump["model"])
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise BLPSegError(f"{path}: damaged, its model cannot be made ({describe(error)[:200]})") from error
     model.train()
     culprits = _watch_outputs(model)
     losses = _repeat(cfg, model, dump)

@@ -10,7 +10,6 @@ import re
 import sys
 from typing import IO
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -19,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import Checkpointer, write_atomic
 from ..config import flatten
 from ..utils.errors import BLPSegError, debug_enabled
+from ..utils.yaml_files import parse_yaml
 from .agreement import on_main
 
 __all__ = ["changed_keys", "claim_output_dir", "release_output_dir", "setup_logging", "start_records"]
@@ -35,9 +35,16 @@ HARMLESS = re.compile(
 OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents.*")
 
 
-def changed_keys(before: str, cfg: CfgNode) -> list[str]:
-    """``KEY: old -> new`` for every key that matters and differs between a dumped config and ``cfg``."""
-    old, new = (flatten(yaml.safe_load(text) or {}) for text in (before, cfg.dump()))
+def changed_keys(before: str, cfg: CfgNode, source: str) -> list[str]:
+    """``KEY: old -> new`` for every key that matters and differs between a dumped config and ``cfg``.
+
+    Raises:
+        BLPSegError: ``before``, of the file ``source``, is no config.
+    """
+    stored = parse_yaml(before, source)
+    if not isinstance(stored, dict):
+        raise BLPSegError(f"{source}: damaged, it holds no config")
+    old, new = flatten(stored), flatten(parse_yaml(cfg.dump(), "config"))
     keys = [k for k in sorted(old.keys() | new.keys()) if not HARMLESS.match(k) and old.get(k) != new.get(k)]
     # -1 asks for any seed; the dumped config has the one that was drawn.
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if not (k == "SEED" and new[k] < 0)]
@@ -80,6 +87,7 @@ def release_output_dir(path: str) -> None:
 
 def _claim(cfg: CfgNode, path: str, resume: bool, overwrite: bool):
     PathManager.mkdirs(path)
+    _refuse_links(path)
     handle = _lock(path)
     checkpoints = Checkpointer(path, 1)
     checkpoints.remove_temporary_files()
@@ -92,11 +100,23 @@ def _claim(cfg: CfgNode, path: str, resume: bool, overwrite: bool):
     return handle
 
 
+def _refuse_links(path: str) -> None:
+    """A run must write neither through a link into another folder nor into a pipe, which waits for ever."""
+    for name in (".lock", "config.yaml", "evaluations.json", "last_checkpoint", "log.txt", "metrics.json"):
+        file = os.path.join(path, name)
+        if "://" not in path and os.path.lexists(file) and (os.path.islink(file) or not os.path.isfile(file)):
+            raise BLPSegError(f"{file}: a link, a folder or a pipe where a run writes a file; move it away")
+
+
 def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:
-    stored = _read(path, "config.yaml")
-    changed = changed_keys(stored, cfg) if stored else []
     ways = "choose another OUTPUT_DIR, or replace it with --overwrite"
-    if changed and (iterations or _read(path, "metrics.json")):
+    changed = []
+    if (stored := _read(path, "config.yaml")) and (iterations or _read(path, "metrics.json")):
+        try:
+            changed = changed_keys(stored, cfg, os.path.join(path, "config.yaml"))
+        except BLPSegError as error:
+            raise BLPSegError(f"{error}; restore it, {ways}") from error
+    if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise BLPSegError(f"{path}: holds another experiment ({'; '.join(changed[:3])}{more}); {ways}")
     if iterations:
@@ -147,15 +167,15 @@ def start_records(path: str, config_text: str, iteration: int) -> None:
 def _read(path: str, name: str) -> str:
     if not PathManager.isfile(os.path.join(path, name)):
         return ""
-    with PathManager.open(os.path.join(path, name), "r") as file:
+    with PathManager.open(os.path.join(path, name), "r", encoding="utf-8", errors="replace") as file:
         return file.read()
 
 
 def _iteration(line: str) -> float:
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # cut off by a kill
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return float("inf")  # cut off by a kill, or damaged
 
 
 class _StrictStreamHandler(logging.StreamHandler):

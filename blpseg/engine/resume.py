@@ -67,7 +67,7 @@ def load_state(trainer, state: dict, path: str) -> None:
         optimizer.load_state_dict({**own, "state": state["optimizer"]["state"]})
         if trainer.scaler.is_enabled() and state["scaler"]:
             trainer.scaler.load_state_dict(state["scaler"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise BLPSegError(
             f"{path}: does not fit this config ({str(error).splitlines()[-1].strip()}); resume with the config it was "
             "made with (config.yaml beside it), or train anew in another OUTPUT_DIR"
@@ -87,7 +87,7 @@ def load_state(trainer, state: dict, path: str) -> None:
             f"{path} is of {state['world_size']} process(es), this run has {comm.get_world_size()}: it continues, but "
             "not number for number"
         )
-    if changes := changed_keys(state["config"], trainer.cfg):
+    if changes := changed_keys(state["config"], trainer.cfg, path):
         logger.warning(f"the config differs from the checkpoint's: {'; '.join(changes)}")
     logger.info(f"{path}: continuing after iteration {state['iteration']}")
 
