@@ -98,3 +98,9 @@ def test_a_damaged_dump_is_one_line(tmp_path, change, root):
     save_atomic(path, dump | change)
     with pytest.raises(BLPSegError, match="dump.pth: "):
         replay(path, "cpu")
+
+
+def test_training_without_a_config_is_one_line(run_tool, tmp_path, capfd):
+    assert run_tool("tools/train_net.py", "OUTPUT_DIR", str(tmp_path / "out")) == 1
+    assert "DATASETS.TRAIN is empty; give a recipe with --config-file" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
