@@ -167,6 +167,15 @@ def read_rows(path: str) -> dict[Key, list[dict[str, str]]]:
     return rows
 
 
+def write_rows(path: str, rows: list[dict]) -> None:
+    """Write a CSV file in one step."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes_atomic(path, text.getvalue().encode())
+
+
 def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1, command: Sequence[str] = TRAIN) -> int:
     """Run what is not done yet, ``jobs`` at a time, and keep ``runs.csv`` and ``curves.csv`` in ``output`` up to date.
 
@@ -285,11 +294,7 @@ class _Pool:
         order = dict.fromkeys([*(run.key for run in self.study.runs), *self.rows])
         # The rows last: a run whose row is there has its curve too, wherever this is cut off.
         for name, table in ((CURVES, self.curves), (ROWS, self.rows)):
-            rows, text = [row for key in order for row in table.get(key, ())], io.StringIO()
-            writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write_bytes_atomic(os.path.join(self.output, name), text.getvalue().encode())
+            write_rows(os.path.join(self.output, name), [row for key in order for row in table.get(key, ())])
         said = ", ".join(f"{column} {value}" for column, value in scores.items())
         print(f"[{sum(map(self.is_done, self.study.runs))}/{len(self.study.runs)}] {run}: {said}", flush=True)
 

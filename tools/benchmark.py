@@ -2,8 +2,6 @@
 """Time and memory of BLPSeg's parts, each beside the plain way to do the same, held to its target."""
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
@@ -64,9 +62,10 @@ def main() -> None:
     from tabulate import tabulate
 
     from blpseg.utils.errors import BLPSegError
-    from blpseg.utils.files import check_writable, write_bytes_atomic
+    from blpseg.utils.files import check_writable
     from research.benchmark.measure import environment
     from research.benchmark.workloads import BENCHMARKS
+    from research.study import write_rows
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BLPSegError("--device cuda: there is no CUDA device here; leave the option out for the CPU")
@@ -81,11 +80,7 @@ def main() -> None:
         for row in BENCHMARKS[part](args):
             rows.append(row)
             if args.output:  # after each row, so that an interruption loses none before it
-                text = io.StringIO()
-                writer = csv.DictWriter(text, [*row, *around], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows({**row, **around} for row in rows)
-                write_bytes_atomic(args.output, text.getvalue().encode())
+                write_rows(args.output, [{**row, **around} for row in rows])
     cells = [[f"{v:.3g}" if isinstance(v, float) else v for v in row.values()] for row in rows]
     print(tabulate(cells, headers=list(rows[0]), disable_numparse=True))
 
