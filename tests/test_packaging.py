@@ -80,3 +80,13 @@ def test_configs_are_found_by_name(installed):
     read = "import blpseg as b; print(b.__file__, b.get_cfg('Synthetic-Scribble/blpseg_tiny.yaml').SOLVER.MAX_ITER)"
     file, iterations = installed("python", "-W", "ignore", "-c", read).split()
     assert "/env/lib/" in file and int(iterations) == 600
+
+
+def test_data_training_and_pictures_without_the_clone(installed):
+    installed("blpseg-make-synthetic", "--train", 4, "--val", 2, "--size", 48)
+    config = ["--config-file", "Synthetic-Scribble/blpseg_tiny.yaml"]
+    small = ["INPUT.CROP.SIZE", "[32, 32]", "SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", "out"]
+    assert "mIoU: " in installed("blpseg-train", *config, *small, "SOLVER.MAX_ITER", 1)
+    weights = ["--opts", "MODEL.WEIGHTS", "out/model_final.pth"]
+    pictures = installed("blpseg-demo", *config, "--dataset", "synthetic_val", "--output", "pictures", *weights)
+    assert "2 of 2 images" in pictures
