@@ -30,7 +30,7 @@ def parser():
 
 
 def setup(args):
-    """The config of the command line. For keys of your own: ``get_cfg()``, add them, then merge file and options."""
+    """The config of the command line. For keys of your own: ``get_cfg()``, add them, then ``load_config``."""
     cfg = get_cfg(args.config_file, args.opts)
     if not (cfg.DATASETS.TRAIN or args.eval_only or args.replay):
         raise BLPSegError("config: DATASETS.TRAIN is empty; give a recipe with --config-file, or name a data set")
