@@ -6,7 +6,7 @@ import json
 import time
 import warnings
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, parse_with_opts, run_command
 
 EPILOG = """
 One image, one forward in evaluation mode with gradient; no weights are loaded. Operations are multiply-adds as fvcore
@@ -101,8 +101,7 @@ def main() -> None:
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML config of the model")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), default=[384, 384], help="default: 384 384")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
-    args = add_debug_flag(parser).parse_args()
+    args = parse_with_opts(add_debug_flag(parser))
 
     import torch
     from tabulate import tabulate

@@ -3,7 +3,7 @@
 
 import argparse
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, parse_with_opts, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,10 +23,7 @@ example:
     parser.add_argument(
         "--output", required=True, nargs="+", metavar="FILE", help="*.onnx for ONNX, *.ts or *.pt for TorchScript"
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, MODEL.WEIGHTS first"
-    )
-    return add_debug_flag(parser).parse_args()
+    return parse_with_opts(add_debug_flag(parser))
 
 
 def main() -> None:

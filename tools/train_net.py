@@ -3,7 +3,7 @@
 
 from blpseg import engine, get_cfg
 from blpseg.engine.interrupt import STOP
-from blpseg.utils.cli import run_command
+from blpseg.utils.cli import parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
 
 EXAMPLES = """
@@ -59,7 +59,7 @@ def work(cfg, args):
 
 def main():
     STOP.install()  # a signal while PyTorch is imported ends the run with a line too
-    args = parser().parse_intermixed_args()
+    args = parse_with_opts(parser())
     cfg = setup(args)  # mistakes in it are reported before any process starts
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     return engine.launch(work, *processes, args=(cfg, args), device=cfg.MODEL.DEVICE)

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 
-from blpseg.utils.cli import add_debug_flag, run_command
+from blpseg.utils.cli import add_debug_flag, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
 
 EXAMPLE = """
@@ -34,11 +34,12 @@ def main() -> None:
         help="the files as they are, or what training sees of them (default: annotation)",
     )
     parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="data sets instead of DATASETS.TRAIN")
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="where the PNG files go")
-    parser.add_argument("--num-images", type=int, default=40, metavar="N", help="at most (default: 40; 0: all)")
+    parser.add_argument("--output", "--output-dir", required=True, metavar="DIR", help="where the PNG files go")
+    parser.add_argument(
+        "--limit", "--num-images", type=int, default=40, metavar="N", help="at most (default: 40; 0: all)"
+    )
     add_debug_flag(parser)
-    parser.add_argument("opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_opts(parser)
 
     from tqdm import tqdm
 
@@ -55,14 +56,14 @@ def main() -> None:
         total = None
     else:
         pictures = _loaded(cfg)
-        total = arguments.num_images or 40  # the loader never ends
+        total = arguments.limit or 40  # the loader never ends
     count = 0
     for name, picture in tqdm(
-        itertools.islice(pictures, total or arguments.num_images or None), desc="pictures", unit="file", file=sys.stderr
+        itertools.islice(pictures, total or arguments.limit or None), desc="pictures", unit="file", file=sys.stderr
     ):
-        write_png_atomic(os.path.join(arguments.output_dir, f"{name}.png"), picture)
+        write_png_atomic(os.path.join(arguments.output, f"{name}.png"), picture)
         count += 1
-    print(f"{arguments.output_dir}: {count} pictures")
+    print(f"{arguments.output}: {count} pictures")
 
 
 def _annotations(names):

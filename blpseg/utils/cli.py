@@ -66,26 +66,27 @@ def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None 
     ``KEY VALUE`` pairs may follow ``--opts`` or stand anywhere, also after an option that takes several values.
 
     Args:
-        parser: without ``opts``.
+        parser: gets the positional argument ``opts`` if it has none.
         argv: by default that of the process.
 
     Returns:
         the parser's result for the rest, with ``opts``, the list of keys and values.
     """
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
-    rest, opts = list(sys.argv[1:] if argv is None else argv), []
+    if not any(action.dest == "opts" for action in parser._actions):
+        parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
+    rest, found, last = list(sys.argv[1:] if argv is None else argv), [], []
     if "--opts" in rest:
         at = rest.index("--opts")
-        rest, opts = rest[:at], rest[at + 1 :]
+        rest, last = rest[:at], rest[at + 1 :]
     place = 0
     while place < len(rest):
         if _CONFIG_KEY.fullmatch(rest[place]):
-            opts = [*rest[place : place + 2], *opts]
+            found += rest[place : place + 2]
             del rest[place : place + 2]
         else:
             place += 1
     args = parser.parse_intermixed_args(rest)
-    args.opts += opts
+    args.opts = [*args.opts, *found, *last]
     return args
 
 

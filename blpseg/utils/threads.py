@@ -20,10 +20,14 @@ def wait_passively() -> None:
 def allowed_cpus(cgroup: str = "/sys/fs/cgroup") -> float:
     """The CPUs that this process may use: by affinity, and by the quota of its control group (v2 or v1)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, period = _words(f"{cgroup}/cpu.max") or (
-        *_words(f"{cgroup}/cpu/cpu.cfs_quota_us"),
-        *_words(f"{cgroup}/cpu/cpu.cfs_period_us"),
-    ) or ("max", "1")
+    quota, period = (
+        _words(f"{cgroup}/cpu.max")
+        or (
+            *_words(f"{cgroup}/cpu/cpu.cfs_quota_us"),
+            *_words(f"{cgroup}/cpu/cpu.cfs_period_us"),
+        )
+        or ("max", "1")
+    )
     return min(count, int(quota) / int(period)) if quota.isdecimal() and int(period) else float(count)
 
 
