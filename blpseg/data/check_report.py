@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tabulate import tabulate
 
+from ..utils.errors import printable
+
 __all__ = ["DatasetReport", "Finding", "finding"]
 
 WORST_FILES = 10
@@ -149,10 +151,10 @@ class DatasetReport:
             headers += ["scribbled images", "of scribble"] * scribbled + ["mask images", "of masks"] * bool(masked)
             headers += ["contradicted"] * bool(self.compared.any())
             lines += ["", tabulate(rows, headers, tablefmt="simple")]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {printable(note)}" for note in self.notes]
         if self.findings:
             lines += ["", f"the worst {min(WORST_FILES, len(self.worst()))} files:"]
-            lines += [f"  {finding.file}: {finding.message}" for finding in self.worst()]
+            lines += ["  " + printable(f"{finding.file}: {finding.message}") for finding in self.worst()]
         return "\n".join(lines)
 
 

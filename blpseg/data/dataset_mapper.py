@@ -130,7 +130,8 @@ class ScribbleDatasetMapper:
             value = self.num_classes + int(bad[0])
             raise BLPSegError(
                 f"{path}: label value {value} is out of range: classes are 0..{self.num_classes - 1}, not annotated is "
-                f"{UNANNOTATED}; mend the label or MODEL.SEM_SEG_HEAD.NUM_CLASSES (tools/check_dataset.py finds all)"
+                f"{UNANNOTATED}; mend the label or MODEL.SEM_SEG_HEAD.NUM_CLASSES, or set DATASETS.FOLDER.IGNORE_LABEL "
+                f"{value} where masks mean 'no class' by it (tools/check_dataset.py finds all)"
             )
         present = counts[: self.num_classes] > 0
         present[0] = True

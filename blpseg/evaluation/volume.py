@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -46,19 +45,31 @@ class VolumeEvaluator(SemSegEvaluator):
             raise BLPSegError(f"evaluating volumes needs MedPy ({error}): pip install 'blpseg[medical]'") from error
         self._dice, self._hd95 = binary.dc, binary.hd95
         self._records = {}
+        self._sizes: Counter[str] = Counter()  # slices of each volume
         for record in DatasetCatalog.get(dataset_name):
             for key in ("volume_id", "slice_index"):
                 if key not in record:
                     raise BLPSegError(f"{record['file_name']}: record without {key}, which {dataset_name} needs")
             self._records[record["file_name"]] = record
+            self._sizes[record["volume_id"]] += 1
 
     def reset(self) -> None:
         super().reset()
-        self._slices = []
+        self._slices: dict[str, list[tuple]] = {}  # of volumes that are not complete yet
+        self._scores: dict[str, tuple] = {}
 
     def _process_pixels(self, x: dict, prediction: np.ndarray, label: np.ndarray) -> None:
         super()._process_pixels(x, prediction, label)
-        self._slices.append((x["file_name"], prediction.astype(np.uint8), label))
+        record = self._records[x["file_name"]]
+        found = (record["slice_index"], x["file_name"], prediction.astype(np.uint8), label)
+        self._add(record["volume_id"], [found])
+
+    def _add(self, volume_id: str, slices: list[tuple]) -> None:
+        """Keep slices until their volume is complete; then only its scores."""
+        kept = self._slices.setdefault(volume_id, [])
+        kept += slices
+        if len(kept) == self._sizes[volume_id]:
+            self._scores[volume_id] = self._volume_scores(sorted(self._slices.pop(volume_id), key=lambda s: s[:2]))
 
     def evaluate(self) -> OrderedDict | None:
         """:meth:`SemSegEvaluator.evaluate` and ``"volume"``: ``Dice``, ``HD95``, ``HD95_undefined``, ``Dice-<class>``,
@@ -69,16 +80,20 @@ class VolumeEvaluator(SemSegEvaluator):
         """
         results = super().evaluate()
         # Several processes may have had slices of one volume.
-        slices = itertools.chain(*comm.gather(self._slices))
+        gathered = comm.gather((self._slices, self._scores))
         if results is None:
             return None
-        volumes = defaultdict(list)
-        for file_name, prediction, label in slices:
-            record = self._records[file_name]
-            volumes[record["volume_id"]].append((record["slice_index"], file_name, prediction, label))
+        self._slices = {}
+        for slices, scores in gathered:
+            self._scores |= scores
+            for volume_id, part in slices.items():
+                self._add(volume_id, part)
+        # What was not seen in whole, as in a run over some of the images, counts as it is.
+        for volume_id, part in self._slices.items():
+            self._scores[volume_id] = self._volume_scores(sorted(part, key=lambda s: s[:2]))
+        ordered = [self._scores[volume_id] for volume_id in self._sizes if volume_id in self._scores]
         # (volumes, C - 1)
-        scores = [self._volume_scores(sorted(volume, key=lambda s: s[:2])) for volume in volumes.values()]
-        dice, hd95, undefined = (np.array(column, dtype=float) for column in zip(*scores, strict=True))
+        dice, hd95, undefined = (np.array(column, dtype=float) for column in zip(*ordered, strict=True))
         results["volume"] = {
             "Dice": 100 * _mean(_mean(dice, 1)),
             "HD95": _mean(_mean(hd95, 1)),

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import BLPSegError, debug_enabled, describe
+from .errors import BLPSegError, debug_enabled, describe, printable
 from .progress import progress_bar
 
 __all__ = [
@@ -50,7 +50,7 @@ class FileReport:
     def fail(self, line: str) -> None:
         """Count a failure and say so on stderr."""
         self.failed.append(line)
-        tqdm.write(f"error: {line}", file=sys.stderr)
+        tqdm.write(f"error: {printable(line)}", file=sys.stderr)
 
     def finish(self, what: str, folder: str) -> int:
         """Print the summary and return the exit status: 1 where a file failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -32,13 +33,15 @@ class _Lines(tqdm):
     def close(self) -> None:
         if not self.disable:
             self.disable = True
-            self._decr_instances(self)
+            self._decr_instances(self)  # type: ignore[attr-defined]  # tqdm's types lack it
             self.sp(str(self))
 
 
-def progress_bar(*iterable, **options) -> tqdm:
+def progress_bar(*iterable: Any, **options: Any) -> tqdm:
     """``tqdm(*iterable, **options)`` on stderr. Where that is no terminal, a line every 30 s and one at the end."""
     if sys.stderr.isatty():
-        return tqdm(*iterable, file=sys.stderr, **{"mininterval": 0.5, **options})
+        settings: dict[str, Any] = {"mininterval": 0.5, **options}
+        return tqdm(*iterable, file=sys.stderr, **settings)  # type: ignore[call-overload]
     # A delay leaves the first state out, which is always 0 %.
-    return _Lines(*iterable, file=sys.stderr, ascii=True, **{**options, "mininterval": LINE_SECONDS, "delay": 1e-9})
+    settings = {**options, "mininterval": LINE_SECONDS, "delay": 1e-9}
+    return _Lines(*iterable, file=sys.stderr, ascii=True, **settings)  # type: ignore[call-overload]

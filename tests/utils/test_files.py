@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from blpseg.utils import files as blpseg_io
-from blpseg.utils.errors import BLPSegError
+from blpseg.utils.errors import BLPSegError, describe
 from blpseg.utils.files import image_size, read_image, read_label, without_nan, write_bytes_atomic, write_png_atomic
 
 rng = np.random.default_rng(0)
@@ -204,3 +206,50 @@ def test_what_has_no_value_is_null_in_json():
         "b": {"c": None, "d": [None, None]},
         "e": None,
     }
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touched) (w) file closefile\nshowpage\n"
+
+
+def png_header(width, height, depth=8, kind=0):
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+
+
+HOSTILE = {
+    "a program": (EPS, "not an image"),
+    "324 megapixels": (png_header(18000, 18000), "too many|more than"),
+    "colours of 16 bits": (png_header(65000, 65000, 16, 6), "more than"),
+    "sizes without pixels": (png_header(0, 0), "image"),
+    "a bitmap that ends": (b"BM" + b"\0" * 30, "image"),
+    "a TIFF in circles": (b"II*\0\x08\0\0\0\x01\0" + b"\0" * 12 + b"\x08\0\0\0", "image"),
+    "a JPEG of one byte": (b"\xff\xd8\xff", "image|JPEG"),
+    "a WebP without picture": (b"RIFF\x04\0\0\0WEBP", "image"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("read", [read_image, read_label, image_size])
+def test_hostile_images_are_one_line_and_start_nothing(tmp_path, name, read, monkeypatch):
+    content, words = HOSTILE[name]
+    monkeypatch.setattr("subprocess.Popen.__init__", lambda *_, **__: pytest.fail("a program was started"))
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(BLPSegError, match=f"^{path}: .*({words})"):
+        read(str(path))
+
+
+def test_pipes_and_devices_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for path in (str(tmp_path / "a.png"), "/dev/zero"):
+        for read in (read_image, read_label, image_size):
+            with pytest.raises(BLPSegError, match="not an ordinary file"):
+                read(path)
+
+
+def test_names_with_escape_codes_do_not_reach_the_terminal():
+    with pytest.raises(BLPSegError) as caught:
+        read_image("\x1b]0;gone\x07.png")
+    assert describe(caught.value).isprintable() and "\\x1b" in describe(caught.value)
+    assert describe(OSError("a\udcff")).encode() == b"a\\udcff"
