@@ -150,7 +150,7 @@ class Training:
         Raises:
             BLPSegError: it failed; its last line says why.
         """
-        nice = ["nice", "-n", "10"] if shutil.which("nice") else []
+        nice = ["nice", "-n", "5"] if shutil.which("nice") else []
         with self._lock:
             if self._asked_to_stop:
                 return False

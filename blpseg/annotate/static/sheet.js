@@ -55,8 +55,8 @@ export class Sheet {
   apply(strokes) {
     this.strokes = strokes;
     this.dirty = true;
-    this.changed(this);
     this.save();
+    this.changed(this);
   }
 
   /** One PUT at a time; what is drawn meanwhile goes with the next. */
