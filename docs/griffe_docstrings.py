@@ -11,7 +11,7 @@ SHARED = re.compile(r"^( +)(\w+(?:, \w+)+): ", flags=re.M)
 class Docstrings(griffe.Extension):
     def on_object(self, *, obj, **kwargs):
         if obj.docstring:
-            text = ROLE.sub(r"`\1`", obj.docstring.value)
+            text = ROLE.sub(r"`\1`", obj.docstring.value).replace("::\n", ":\n")
             obj.docstring.value = SHARED.sub(_apart, text)
 
 

@@ -1,4 +1,4 @@
-"""Training: the Trainer, the processes of a run, checkpoints, what watches a run.
+"""Training: the Trainer, the processes of a run, checkpoints, logs and pictures.
 
 The names are imported when they are first asked for, so that a command line that only shows its help loads no PyTorch.
 """

@@ -1,4 +1,4 @@
-"""What the processes of a run decide together."""
+"""Decisions that the processes of a run share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP (a terminal that closes) and Ctrl-C as a request to stop, granted where nothing is lost by it."""
+"""SIGTERM, SIGHUP (a terminal that closes) and Ctrl-C as a request to stop, served where nothing is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def status(self) -> int:
-        """The exit status that tells a shell or scheduler which signal ended the run."""
+        """The exit status that shows a shell or scheduler which signal ended the run."""
         return 128 + self.signum
 
     def _handle(self, signum, frame) -> None:

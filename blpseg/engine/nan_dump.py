@@ -58,10 +58,10 @@ def _plain(value):
 
 
 def replay(path: str, device: str) -> int:
-    """Run forward and backward of a dump made by :func:`save_dump`, printing what is found.
+    """Run forward and backward of a dump made by :func:`save_dump`, printing the findings.
 
-    Printed are the losses, the first module whose output and the parameters whose gradients are not finite.
-    The batch runs as one part in one process, whatever the run had.
+    It prints the losses, the first module whose output is not finite, and the parameters whose gradients are not.
+    The batch runs as one part in one process, however the run had divided it.
 
     Args:
         path: the dump.

@@ -54,14 +54,14 @@ _locks: dict[str, object] = {}  # claimed folders of this process; a lock lasts 
 
 
 def claim_output_dir(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False) -> bool:
-    """Make ``cfg.OUTPUT_DIR``, lock it for this run, see that no other results are in the way, and log to it.
+    """Make ``cfg.OUTPUT_DIR``, lock it for this run, check that it holds no other results, and log to it.
 
     Every process of the run must call it.
 
     Args:
         cfg: of the run.
-        resume: results of this experiment are to be continued.
-        overwrite: results that are there are to be deleted.
+        resume: continue the results of this experiment.
+        overwrite: delete the results that the folder holds.
 
     Returns:
         False when this run has claimed the folder before; then nothing is done.

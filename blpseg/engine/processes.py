@@ -73,7 +73,7 @@ def launch(
     first, world_size = machine_rank * num_gpus_per_machine, num_machines * num_gpus_per_machine
     # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
-    # One machine meets in a file: no port that others could reach.
+    # The processes of one machine meet in a file: no port that other machines could reach.
     with tempfile.TemporaryDirectory(prefix="blpseg-") as folder:
         url = f"file://{folder}/meeting" if dist_url == "auto" else dist_url
         processes, reports = [], []
@@ -232,7 +232,7 @@ def _join_group(url: str, rank: int, world_size: int, local_rank: int, local_siz
         torch.cuda.set_device(local_rank)
     if local_size == world_size and sys.platform == "linux":
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-            os.environ.setdefault(name, "lo")  # one machine: its processes listen to nobody else
+            os.environ.setdefault(name, "lo")  # on one machine the processes listen to no other
     options = {"init_method": url, "rank": rank, "world_size": world_size, "timeout": TIMEOUT}
     errors: list[Exception] = []
 

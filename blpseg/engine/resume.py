@@ -1,4 +1,4 @@
-"""A resumed run ends with the weights of an undisturbed one: what a checkpoint holds, and how a run goes on from it."""
+"""The state in a checkpoint, and continuing from it: a resumed run ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
 
 
 def training_state(trainer) -> dict:
-    """Everything that a run continues from, and what one needs to know about it: plain containers and tensors."""
+    """Everything that a run needs to continue, and its provenance: plain containers and tensors."""
     cfg = trainer.cfg
     names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
     return {
@@ -122,7 +122,7 @@ def find_checkpoint(checkpointer: Checkpointer, *, trust: bool = False) -> tuple
 
 
 def load_trained(cfg: CfgNode, model: nn.Module, *, resume: bool = False, trust: bool = False) -> None:
-    """Load what is to be evaluated: MODEL.WEIGHTS, or with ``resume`` the newest checkpoint in OUTPUT_DIR.
+    """Load the weights to evaluate: MODEL.WEIGHTS, or with ``resume`` the newest checkpoint in OUTPUT_DIR.
 
     Args:
         cfg: MODEL.WEIGHTS, OUTPUT_DIR.

@@ -36,10 +36,10 @@ class StopTraining(Exception):
 
 
 def images_per_process(cfg: CfgNode, world_size: int) -> int:
-    """SOLVER.IMS_PER_BATCH shared out over the processes.
+    """SOLVER.IMS_PER_BATCH divided by the number of processes.
 
     Raises:
-        BLPSegError: it cannot be shared out evenly, or SOLVER.ACCUMULATION_STEPS is more than each process's share.
+        BLPSegError: it cannot be divided evenly, or SOLVER.ACCUMULATION_STEPS is more than each process's share.
     """
     total, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
     if total < 1 or total % world_size:
@@ -69,7 +69,7 @@ class TrainingStep(SimpleTrainer):
         Args:
             cfg: SEED must be set (>= 0) and the same in every process.
             model: returns a dict of losses in training. Its method ``loss_weights(batched_inputs)``, if it has one,
-                says what each loss is a mean over; losses that it does not name are means over images.
+                gives the number that each loss is a mean over; losses that it does not name are means over images.
             optimizer: over the model's parameters.
             stop: where a signal asks the run to end.
         """
@@ -87,7 +87,7 @@ class TrainingStep(SimpleTrainer):
         self._skipped = 0  # steps in a row whose gradient was not finite
 
     def connect(self) -> None:
-        """Make the processes' gradients one. The main process's weights count."""
+        """Let the processes average their gradients. All start with the main process's weights."""
         if self.world_size > 1 and self._votes is None:
             gpus = [torch.cuda.current_device()] if self.device.type == "cuda" else None
             # Running statistics differ between processes with plain batch norm; rank 0's count (sync_buffers).
@@ -95,7 +95,7 @@ class TrainingStep(SimpleTrainer):
             self._votes = dist.new_group(backend="gloo")
 
     def sync_buffers(self) -> None:
-        """Give every process rank 0's batch norm statistics, those that are saved."""
+        """Give every process rank 0's batch norm statistics, which are the ones that are saved."""
         if self.world_size > 1:
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
@@ -130,7 +130,7 @@ class TrainingStep(SimpleTrainer):
         )
 
     def _fetch(self) -> Exception | None:
-        """The next batch into ``self.batch``; what went wrong, for the processes to agree on."""
+        """Put the next batch into ``self.batch``; returns what failed, if anything."""
         if self.stop.signum:
             return None
         try:
@@ -143,14 +143,14 @@ class TrainingStep(SimpleTrainer):
         return None
 
     def _loss_weights(self, part: list[dict]) -> dict[str, float]:
-        """How much each loss of ``part`` counts in the mean over a larger batch; "images" for losses without a say."""
+        """How much each loss of ``part`` counts in the mean over a larger batch; "images" for losses that the model does not name."""
         weights = {"images": float(len(part))}
         if hasattr(self.model, "loss_weights") and (self.world_size > 1 or len(part) < len(self.batch)):
             weights.update(self.model.loss_weights(part))
         return weights
 
     def _agree(self, error: Exception | None, weights: list[dict[str, float]]) -> dict[str, float]:
-        """The sums of the loss weights over parts and processes, when every process has a batch and none is to stop."""
+        """The sums of the loss weights over parts and processes, when every process has a batch and none must stop."""
         stop, failed = self.stop.signum, error is not None
         if self.world_size > 1:
             votes = torch.tensor([stop, failed])

@@ -1,4 +1,4 @@
-"""Detectron2's DefaultTrainer for BLPSeg: the same names to override, around a run that nothing can spoil."""
+"""Detectron2's DefaultTrainer for BLPSeg: the same methods to override, and runs that survive interruption."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ class Trainer(DefaultTrainer):
             evaluators: one, or one a data set; None for those of :meth:`build_evaluator`.
 
         Returns:
-            ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for several; empty but
-            on the main process.
+            ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for several; empty in
+            the other processes.
         """
         names = cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
@@ -154,7 +154,7 @@ class Trainer(DefaultTrainer):
         if evaluators is not None and len(evaluators) != len(names):
             raise BLPSegError(f"{len(evaluators)} evaluators for the {len(names)} data sets of DATASETS.TEST")
         given = dict(zip(names, evaluators or [], strict=False))
-        # Trying algorithms out pays in training, where sizes stay the same.
+        # cuDNN's search for algorithms pays in training, where sizes stay the same.
         benchmark, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
         try:
             return evaluate(
@@ -240,7 +240,7 @@ class Trainer(DefaultTrainer):
                     self.run_step()
                     self.after_step()
             except StopTraining:
-                self.iter -= 1  # the last one that is done
+                self.iter -= 1  # the last iteration that is complete
             finally:
                 self.after_train()
 

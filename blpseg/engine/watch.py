@@ -1,4 +1,4 @@
-"""Pictures and figures of the method at work on a few training images, always the same ones."""
+"""Pictures and numbers of the method on a few training images, always the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines, scalars and pictures to watch a run by."""
+"""Progress lines, scalars and pictures of a run."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Writers(HookBase):
                 writer.write()
 
     def write_scalars(self) -> None:
-        """Put new scalars (of an evaluation, say) where they are kept, without a line of progress."""
+        """Write new scalars, such as those of an evaluation, without a line of progress."""
         for writer in self.writers:
             if isinstance(writer, ScalarWriter):
                 writer.write()
@@ -100,7 +100,7 @@ class ScalarWriter(EventWriter):
         self._last: dict[str, int] = {}
 
     def new_scalars(self) -> dict[int, dict[str, float]]:
-        """{iteration: {name: value}} of what came since the last call."""
+        """{iteration: {name: value}} of the scalars since the last call."""
         result: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window).items():
             if iteration > self._last.get(name, -1):
@@ -161,7 +161,7 @@ class TensorBoardWriter(ScalarWriter):
 
 
 def _quiet_about_tensorboard(args) -> None:
-    """TensorBoard writes in a thread and passes its errors on to the next call; they need no traceback as well."""
+    """TensorBoard writes in a thread, which raises its errors at the next call; the thread's own traceback is noise."""
     if type(args.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(args)
 

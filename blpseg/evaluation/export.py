@@ -1,4 +1,4 @@
-"""A model as one file for other runtimes: TorchScript and ONNX, with height and width left open."""
+"""Export of a model for other runtimes: TorchScript and ONNX, for images of any height and width."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3  # relative to the largest logit, where that is above 1
 
 
 class InferenceGraph(nn.Module):
-    """What a BLPSeg model computes at inference, from tensors to tensors: one view, local aggregation included."""
+    """The computation of a BLPSeg model at inference, from tensor to tensor: one view, local aggregation included."""
 
     def __init__(self, model: BLPSeg):
         """
@@ -107,7 +107,7 @@ EXPORTERS = {".onnx": _export_onnx, ".ts": _export_torchscript, ".pt": _export_t
 
 
 def export(model: BLPSeg, path: str, *, class_names: Sequence[str] = (), image_format: str = "RGB") -> float:
-    """Write a model for another runtime and hold it against the original.
+    """Write a model for another runtime and compare it with the original.
 
     The graph is :class:`InferenceGraph` with open height and width; ``classes`` (a JSON list) and
     ``image_format`` are stored in the file (ONNX: metadata_props; TorchScript: extra files). Memory of

@@ -59,10 +59,10 @@ class Inference(nn.Module):
             tile_above: images of more pixels are tiled; 0 for never.
             tile_size, tile_overlap: side of a tile and the least overlap of neighbours, pixels of the image.
             longest_side: scales are relative to an image of at most this side; 0 for the image as it is.
-            classes_only: return (H, W) uint8 class maps for logits, so that a result takes a byte a pixel.
+            classes_only: return (H, W) uint8 class maps instead of logits: one byte for each pixel.
 
         Raises:
-            BLPSegError: a scale is not positive, or the overlap does not leave a tile anything.
+            BLPSegError: a scale is not positive, or the overlap is not smaller than a tile.
         """
         super().__init__()
         if not scales or min(scales) <= 0:
@@ -135,7 +135,7 @@ class Inference(nn.Module):
         return x.get("height", height), x.get("width", width)
 
     def _to_device(self, image: torch.Tensor) -> torch.Tensor:
-        """Where the model is: scaling and mirroring belong there too."""
+        """Move it to the model's device, where scaling and mirroring are done too."""
         return image.to(next(self.model.parameters(), image).device)
 
     def _finish(self, logits: torch.Tensor) -> torch.Tensor:

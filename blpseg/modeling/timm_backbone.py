@@ -1,4 +1,4 @@
-"""Any of timm's feature extractors as a Detectron2 backbone, with pretrained weights where there are some."""
+"""timm's feature extractors as Detectron2 backbones, with pretrained weights where timm has them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TimmBackbone(Backbone):
     A network with one stride throughout (ViT) has one level, its last; see :class:`FeaturePyramid`.
 
     Attributes:
-        pixel_mean, pixel_std (list[float]): what the network's weights expect of an RGB image in 0..255.
+        pixel_mean, pixel_std (list[float]): normalisation that the weights expect, of an RGB image in 0..255.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """The coarsest stride: networks that add or concatenate their own levels need it, the others do not mind."""
+        """The coarsest stride: networks that add or concatenate their own levels need it."""
         return max(self._out_feature_strides.values())
 
     @property
@@ -238,7 +238,7 @@ def _create(name: str, weights: str, options: dict) -> nn.Module:
 
 
 def _require_any_size(network: Any, name: str) -> None:
-    """timm calls some networks fixed to a size that are not: two sizes decide."""
+    """Refuse networks of one fixed size. timm's own flag is too strict, so two sizes are tried."""
     try:
         with torch.no_grad():
             for side in (64, 96):

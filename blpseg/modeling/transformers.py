@@ -1,4 +1,4 @@
-"""Detectron2's own transformers by YAML: its Swin and ViT classes have no builder that a config can name."""
+"""Detectron2's own transformers by YAML: builders of its Swin and ViT classes, which lack them."""
 
 from __future__ import annotations
 

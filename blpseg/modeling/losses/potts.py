@@ -1,4 +1,4 @@
-"""What the losses over pairs of positions share: colours on the logits' grid and the Potts energy."""
+"""Shared by the losses over pairs of positions: colours on the logits' grid and the Potts energy."""
 
 from __future__ import annotations
 
