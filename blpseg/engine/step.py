@@ -143,7 +143,7 @@ class TrainingStep(SimpleTrainer):
         return None
 
     def _loss_weights(self, part: list[dict]) -> dict[str, float]:
-        """How much each loss of ``part`` counts in the mean over a larger batch; "images" for losses that the model does not name."""
+        """How much each loss of ``part`` counts in the mean over a larger batch; "images" for all other losses."""
         weights = {"images": float(len(part))}
         if hasattr(self.model, "loss_weights") and (self.world_size > 1 or len(part) < len(self.batch)):
             weights.update(self.model.loss_weights(part))
