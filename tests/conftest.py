@@ -70,7 +70,7 @@ def pytest_runtest_logreport(report):
 
 def pytest_terminal_summary(terminalreporter):
     if PARITY:
-        terminalreporter.section("parity with the published implementation")
+        terminalreporter.section("parity with the published implementation, and with the method's formulas (narrow)")
         for quantity, kind, error, tolerance in PARITY:
             verdict = "match" if error <= tolerance else "DIFFERS"
             terminalreporter.write_line(f"{quantity:45} {kind:13} {error:9.1e}  (<= {tolerance:g})  {verdict}")

@@ -132,6 +132,8 @@ class Checkpointer:
         """
         if keep < 1:
             raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep}: at least 1 must stay to go on from")
+        if keep < 1:  # it would delete the checkpoint that was just written
+            raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep} is not allowed; it takes 1 or more")
         self.output_dir = output_dir
         self.keep = keep
         self.slim = slim

@@ -146,6 +146,12 @@ def test_unreachable_url_says_where_to_put_the_file(monkeypatch, tmp_path):
     assert load_file("detectron2://DeepLab/R-103.pkl")["model"].keys() == BACKBONE.keys()
 
 
+def test_a_run_keeps_at_least_one_checkpoint(tmp_path):
+    for keep in (0, -1):
+        with pytest.raises(BLPSegError, match="KEEP_CHECKPOINTS"):
+            Checkpointer(str(tmp_path), keep)
+
+
 def test_retention_and_names(tmp_path):
     saver = Checkpointer(str(tmp_path), keep=2)
     for iteration in (1, 3, 5):

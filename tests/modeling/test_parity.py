@@ -1,4 +1,4 @@
-"""The same numbers as the published implementation: golden/ where it is, METHOD.md written out everywhere."""
+"""The same numbers as the published implementation where its results stand; METHOD.md written out everywhere."""
 
 import importlib.util
 import re
@@ -13,6 +13,7 @@ from blpseg import get_cfg
 from blpseg.checkpoint.conversion import convert
 from blpseg.modeling import pseudo_labels
 
+from ..golden import make_golden
 from .reference import PublishedNetwork, literal_losses
 
 CONFIG = "configs/PascalVOC-Scribble/blpseg_R101.yaml"
@@ -128,6 +129,50 @@ def published_names(model):
     extra = ("CELoss.weight", "backbone.layernorm.weight", "backbone.layernorm.bias")
     converted = convert(numbered, "numbers").state_dict
     return {k: names[int(v.flatten()[0])] for k, v in converted.items() if k not in extra}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return np.load(make_golden.FILE)
+
+
+class TestNarrowGolden:
+    """Against tests/golden/narrow_r50.npz, in every clone."""
+
+    def test_the_file_is_what_its_script_makes(self, expected):
+        found = make_golden.results()
+        assert set(found) == set(expected.files)
+        assert list(found["names"]) == list(expected["names"])
+        for name in found:
+            if name != "names":
+                np.testing.assert_allclose(found[name], expected[name], rtol=1e-8, atol=1e-9, err_msg=name)
+
+    def test_inference(self, root, expected, parity):
+        model = build(root, make_golden.weights(), *make_golden.OPTS).eval()
+        image = torch.from_numpy(make_golden.images_and_scribbles()[0][0].transpose(2, 0, 1).copy())
+        with torch.no_grad():
+            out = model([{"image": image}])[0]["sem_seg"][:, ::4, ::4]
+        error = (out - torch.from_numpy(expected["logits"])).abs().max().item()
+        parity("logits, narrow, 64 x 80", "max absolute", error, 1e-3)
+        assert error <= 1e-3
+
+    @pytest.mark.parametrize(("when", "iteration"), [("before", 99), ("self_training", 100)])
+    def test_training(self, root, expected, parity, when, iteration):
+        model = build(root, make_golden.weights(), *make_golden.OPTS).train()
+        with EventStorage(iteration):
+            losses = model(batch_of(*make_golden.images_and_scribbles(), make_golden.CLASSES))
+        for loss, value in losses.items():
+            error = relative(value.detach(), expected[f"{when}/{loss}"])
+            parity(f"{loss}, narrow, {when}", "relative", error, 1e-4)
+            assert error <= 1e-4
+        sum(losses.values()).backward()
+        parameters, names = dict(model.named_parameters()), published_names(model)
+        norms = [parameters[names[k]].grad.norm().item() for k in expected["names"] if names[k] in parameters]
+        wanted = [
+            v for k, v in zip(expected["names"], expected[f"{when}/gradients"], strict=True) if names[k] in parameters
+        ]
+        assert len(norms) > 200
+        np.testing.assert_allclose(norms, wanted, rtol=1e-2, atol=1e-5)
 
 
 CASES = [
