@@ -47,6 +47,7 @@ _DECAY = 1e-3
 _RADIUS, _EPSILON = 4, 1e-4  # of the guided filter: grid cells, variance of a channel in 0..1
 _TRUST = 0.5  # weight of a trained model's log probabilities against the regression's
 _LEAST_LOG = -6.0  # they are cut off here: a trained model can be sure and wrong
+_ANCHORS, _ANCHOR_WEIGHT = 1000, 0.3  # cells that shall stay as the trained model has them; all strokes weigh 1
 _IN_MEMORY = 8  # photos
 _FORMAT = 1  # of the files of features; another number makes them anew
 
@@ -205,8 +206,16 @@ def join(features: Features, label: np.ndarray, classes: np.ndarray, offset: np.
     target = np.searchsorted(classes, label[rows, columns])
     place = [(index + 0.5) / size * cells for index, size, cells in
              zip((rows, columns), label.shape, features.grid, strict=True)]  # fmt: skip
+    share = 1 / np.bincount(target)[target] / len(np.unique(target))  # classes count alike
+    if features.log_model is not None:
+        # Without them a single stroke, all of one class, would draw the whole photo to itself.
+        anchors = np.random.default_rng(0).integers(0, np.prod(features.grid), _ANCHORS)
+        cells = np.unravel_index(anchors, features.grid)
+        place = [np.concatenate([p, c + 0.5]) for p, c in zip(place, cells, strict=True)]
+        target = np.concatenate([target, features.log_model.argmax(axis=0)[cells]])
+        share = np.concatenate([share, np.full(_ANCHORS, _ANCHOR_WEIGHT / _ANCHORS)])
     samples = np.concatenate([_sample(level, place, factor) for factor, level in features.levels], axis=1)
-    weights, bias = fit(samples, target, len(classes), _sample(offset, place))
+    weights, bias = fit(samples, target, len(classes), share, _sample(offset, place))
     logits = offset + bias[:, None, None]
     first = 0
     for factor, level in features.levels:
@@ -217,14 +226,15 @@ def join(features: Features, label: np.ndarray, classes: np.ndarray, offset: np.
 
 
 def fit(
-    samples: np.ndarray, target: np.ndarray, count: int, offset: np.ndarray | float = 0.0
+    samples: np.ndarray, target: np.ndarray, count: int, share: np.ndarray, offset: np.ndarray | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Multinomial logistic regression; the classes that occur count alike, whatever their number of samples.
+    """Multinomial logistic regression with L2 decay, by L-BFGS.
 
     Args:
         samples: (N, D) float32.
         target: (N,) class numbers 0..count - 1.
         count: of classes.
+        share: (N,) weight of each sample's cross entropy.
         offset: (N, count) logits that the regression adds to.
 
     Returns:
@@ -232,8 +242,7 @@ def fit(
     """
     from scipy.optimize import minimize  # here, since it takes as long to import as the whole server
 
-    frequency = np.bincount(target, minlength=count)
-    share = (1 / frequency[target] / np.count_nonzero(frequency)).astype(np.float32)[:, None]
+    share = share.astype(np.float32)[:, None]
     samples = np.concatenate([samples, np.ones((len(samples), 1), np.float32)], axis=1)
     truth = np.eye(count, dtype=np.float32)[target]
 

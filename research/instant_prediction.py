@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+"""How good and how fast the annotator's instant prediction is, on photographs with dense masks and simulated scribbles.
+
+Prints the mean IoU of each photograph's classes, averaged, and the time from the PUT of the strokes to the prediction,
+over HTTP in this process: with the photographs as they are and enlarged to 2,000 x 1,500 pixels.
+"""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
+
+import cv2
+import numpy as np
+from detectron2.data import MetadataCatalog
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import blpseg  # noqa: F401  (registers the data sets)
+from blpseg.annotate.regions import region_strokes
+from blpseg.annotate.server import create_app
+from blpseg.annotate.store import Project
+from blpseg.data.datasets import load_records
+from blpseg.scribbles import simulate_scribble
+from blpseg.utils.cli import add_debug_flag, count, run_command
+from blpseg.utils.files import read_label
+
+LARGE = 2000, 1500
+
+
+def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[int, int] | None, seed: int) -> None:
+    """One line: quality and times, photographs resized to ``size`` (width, height) or as they are."""
+    scores, first, later = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        photos = Path(folder) / "photos"
+        photos.mkdir()
+        masks = {}
+        for record in records:
+            image = cv2.imread(record["file_name"])
+            mask = read_label(record["sem_seg_file_name"])
+            mask[mask == ignore] = 255
+            if size:
+                image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+                mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+            masks[f"{record['image_id']}.png"] = mask
+            cv2.imwrite(str(photos / f"{record['image_id']}.png"), image)
+        project = Project(Path(folder) / "project", photos, classes)
+        with TestClient(create_app(project), base_url="http://127.0.0.1") as client:
+            for name, mask in masks.items():
+                label = simulate_scribble(mask, preference=0.5, width=3, seed=seed)
+                strokes = [s for c in np.setdiff1d(label, 255) for s in region_strokes(label == c, int(c))]
+                client.post(f"/api/predict/{name}")  # as the page does when it opens a photograph
+                for times, part in ((first, strokes[:1]), (later, strokes)):
+                    began = time.perf_counter()
+                    client.put(f"/api/strokes/{name}", json={"strokes": part})
+                    answer = client.post(f"/api/predict/{name}")
+                    times.append(time.perf_counter() - began)
+                prediction = _indices(answer.content)
+                prediction = np.where(mask == 255, 255, prediction)
+                ious = [((prediction == c) & (mask == c)).sum() / ((prediction == c) | (mask == c)).sum()
+                        for c in np.setdiff1d(mask, 255)]  # fmt: skip
+                scores.append(np.mean(ious))
+    shown = f"{size[0]} x {size[1]}" if size else "as they are"
+    print(f"{len(scores)} photographs {shown}: mean IoU {100 * np.mean(scores):.1f} (worst {100 * min(scores):.0f});\n"
+          f"    PUT to prediction {np.median(later):.2f} s, 95th percentile {np.percentile(later, 95):.2f} s; "
+          f"the first stroke {np.median(first):.2f} s, {np.percentile(first, 95):.2f} s", flush=True)  # fmt: skip
+
+
+def _indices(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="voc_2012_scribble_trainaug", help="default: %(default)s")
+    parser.add_argument("--limit", type=count, default=24, metavar="N", help="photographs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of choice and scribbles (default: %(default)s)")
+    arguments = add_debug_flag(parser).parse_args()
+    records = [record for record in load_records(arguments.dataset) if "sem_seg_file_name" in record]
+    chosen = np.random.default_rng(arguments.seed).permutation(len(records))[: arguments.limit]
+    records = [records[i] for i in sorted(chosen)]
+    metadata = MetadataCatalog.get(arguments.dataset)
+    for size in (None, LARGE):
+        measure(records, metadata.stuff_classes, metadata.ignore_label, size, arguments.seed)
+
+
+if __name__ == "__main__":
+    run_command(main)
