@@ -64,6 +64,13 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
     _add_loss_keys(cfg)
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING = CN()
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.POTTS_WEIGHT = 2.0
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEPS = 20  # of gradient descent to the pseudo labels
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEP_SIZE = 0.5
+    cfg.MODEL.BLPSEG.TREE_ENERGY = CN()
+    cfg.MODEL.BLPSEG.TREE_ENERGY.SIGMA = 0.002  # squared distance of normalised colours
 
     # Local aggregation of the logits.
     cfg.MODEL.BLPSEG.LAM = CN()
@@ -133,6 +140,9 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.LOSSES.EntropyMinimization = 0.0
     cfg.MODEL.BLPSEG.LOSSES.GatedCRF = 0.0
     cfg.MODEL.BLPSEG.LOSSES.DenseCRF = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.PartialDice = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.SoftSelfLabelling = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.TreeEnergy = 0.0
     cfg.MODEL.BLPSEG.GATED_CRF = CN()
     cfg.MODEL.BLPSEG.GATED_CRF.RADIUS = 5  # of the square window, grid cells at stride 4
     cfg.MODEL.BLPSEG.GATED_CRF.SIGMA_XY = 6.0  # grid cells at stride 4

@@ -6,6 +6,9 @@ from .dense_crf import DenseCRF
 from .entropy_minimization import EntropyMinimization
 from .gated_crf import GatedCRF
 from .loss import LOSS_REGISTRY, Loss, build_losses
+from .partial_dice import PartialDice
+from .soft_self_labelling import SoftSelfLabelling
+from .tree_energy import TreeEnergy
 
 __all__ = [
     "LOSS_REGISTRY",
@@ -15,6 +18,9 @@ __all__ = [
     "EntropyMinimization",
     "GatedCRF",
     "Loss",
+    "PartialDice",
+    "SoftSelfLabelling",
+    "TreeEnergy",
     "annotation_loss",
     "blp_loss",
     "build_losses",

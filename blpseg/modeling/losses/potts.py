@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ...utils.labels import IGNORED
 
-__all__ = ["GREATEST_EXPONENT", "colors_of", "grid_of", "potts", "ratio"]
+__all__ = ["GREATEST_EXPONENT", "colors_of", "grid_of", "potts", "ratio", "seeds_of"]
 
 # exp of float32 is many times slower on a CPU where its result is no normal number; exp(-80) counts for nothing.
 GREATEST_EXPONENT = 80.0
@@ -38,6 +38,17 @@ def colors_of(images: torch.Tensor, scribble: torch.Tensor, grid: tuple[int, int
     inside = (scribble != IGNORED).to(images)[:, None]
     share = F.adaptive_avg_pool2d(inside, grid)
     return ratio(F.adaptive_avg_pool2d(images * inside, grid), share), (share > 0).to(share)
+
+
+@torch.no_grad()
+def seeds_of(scribble: torch.Tensor, classes: int, grid: tuple[int, int]) -> torch.Tensor:
+    """(N, H, W) scribble -> (N, C, h, w) long, how many pixels of each grid cell are annotated as each class."""
+    size = scribble.shape[-2:]
+    image, *place = torch.nonzero(scribble < classes, as_tuple=True)
+    cell = [at * cells // pixels for at, cells, pixels in zip(place, grid, size, strict=True)]
+    seeds = scribble.new_zeros(len(scribble), classes, *grid)
+    where = (image, scribble[(image, *place)], *cell)
+    return seeds.index_put_(where, torch.ones_like(image), accumulate=True)
 
 
 def ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
