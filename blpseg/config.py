@@ -64,6 +64,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
     _add_loss_keys(cfg)
+    cfg.MODEL.BLPSEG.MEAN_TEACHER = CN()
+    cfg.MODEL.BLPSEG.MEAN_TEACHER.DECAY = 0.99  # of the moving average of the weights, a step
+    cfg.MODEL.BLPSEG.MEAN_TEACHER.RAMP_ITERS = 1000  # until the loss has its full weight
     cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING = CN()
     cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.POTTS_WEIGHT = 2.0
     cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
@@ -140,6 +143,7 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.LOSSES.EntropyMinimization = 0.0
     cfg.MODEL.BLPSEG.LOSSES.GatedCRF = 0.0
     cfg.MODEL.BLPSEG.LOSSES.DenseCRF = 0.0
+    cfg.MODEL.BLPSEG.LOSSES.MeanTeacher = 0.0
     cfg.MODEL.BLPSEG.LOSSES.PartialDice = 0.0
     cfg.MODEL.BLPSEG.LOSSES.SoftSelfLabelling = 0.0
     cfg.MODEL.BLPSEG.LOSSES.TreeEnergy = 0.0

@@ -62,6 +62,8 @@ class BLPSeg(nn.Module):
         self.backbone = backbone
         self.sem_seg_head = sem_seg_head
         self.losses = losses
+        for loss in losses.values():
+            loss.attach(backbone, sem_seg_head)
         self.num_classes = num_classes
         self.self_training_start = self_training_start
         self.self_training_threshold = self_training_threshold

@@ -6,6 +6,7 @@ from .dense_crf import DenseCRF
 from .entropy_minimization import EntropyMinimization
 from .gated_crf import GatedCRF
 from .loss import LOSS_REGISTRY, Loss, build_losses
+from .mean_teacher import MeanTeacher
 from .partial_dice import PartialDice
 from .soft_self_labelling import SoftSelfLabelling
 from .tree_energy import TreeEnergy
@@ -18,6 +19,7 @@ __all__ = [
     "EntropyMinimization",
     "GatedCRF",
     "Loss",
+    "MeanTeacher",
     "PartialDice",
     "SoftSelfLabelling",
     "TreeEnergy",

@@ -55,6 +55,9 @@ class Loss(nn.Module, ABC):
             a scalar, the mean over what :meth:`mean_over` counts.
         """
 
+    def attach(self, backbone: nn.Module, sem_seg_head: nn.Module) -> None:  # noqa: B027
+        """Called once, with the network that is trained; for a loss that needs more of it than its outputs."""
+
     def mean_over(self, batched_inputs: list[dict]) -> float:
         """The number over which the scalar of these inputs is a mean: images, unless a subclass says otherwise.
 

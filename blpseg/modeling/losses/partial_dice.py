@@ -20,6 +20,7 @@ class PartialDice(Loss):
 
     with x over the annotated pixels of all images and K the classes among them, so that a class of few pixels counts as
     much as one of many. It stands beside partial cross entropy; a customary weight is 1. Without annotation it is 0.
+    Of a batch in parts or in several processes it is the mean of the parts' losses.
 
     Source: the partial loss of Gotkowski et al., "Embarrassingly Simple Scribble Supervision for 3D Medical
     Segmentation", arXiv 2403.12834 (nnU-Net's soft Dice, without labels counted as background).
