@@ -69,7 +69,7 @@ def plot(path: str, counts: np.ndarray, classes: Sequence[str], sets: Sequence[s
     _, relative = preference.shares(counts)
     shown = [c for c in range(len(classes)) if counts[0, c, :, 0].any()]
     figure = Figure(figsize=(1.5 + 2.6 * len(shown), 6), layout="constrained")
-    axes = figure.subplots(2, len(shown), squeeze=False, sharey=True)
+    axes = figure.subplots(2, len(shown), squeeze=False)
     for kind, quantity in enumerate(preference.QUANTITIES):
         edges = preference.bin_edges(quantity)
         for axis, class_id in zip(axes[kind], shown, strict=True):
@@ -89,7 +89,7 @@ def plot(path: str, counts: np.ndarray, classes: Sequence[str], sets: Sequence[s
                 axis.set_title(classes[class_id])
     for row in axes:
         row[0].set_ylabel("annotated, relative to\nthe class's average")
-    axes[0][0].legend(fontsize=8)
+    axes[0][-1].legend(fontsize=8)
     figure.suptitle(title)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
