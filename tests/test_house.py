@@ -22,6 +22,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_FUNCTION = 60  # lines
+BEING_WRITTEN = {"docs/ANNOTATE.md"}
 BEING_MENDED = {"docs/ANNOTATE.md"}
 FOLDERS = ("blpseg", "tools", "datasets", "research")
 MODULES = {
@@ -94,7 +95,7 @@ def test_functions_are_short(folder):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
     ]
-    assert not [line for line in long if line.partition(":")[0] not in BEING_MENDED]
+    assert not long
 
 
 def tracked(*patterns):
@@ -114,5 +115,5 @@ def test_cited_documents_are_there():
     for path in tracked("blpseg/*.py", "tools/*.py", "datasets/*.py", "configs/*.yaml"):
         cited |= set(re.findall(r"\b(?:docs/)?[A-Z_]+\.md\b", path.read_text()))
     assert not [
-        name for name in cited - BEING_MENDED if not any((ROOT / folder / name).is_file() for folder in ("", "docs"))
+        name for name in cited - BEING_WRITTEN if not any((ROOT / folder / name).is_file() for folder in ("", "docs"))
     ]

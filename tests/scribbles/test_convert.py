@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from blpseg.scribbles import CONTEXT_NAMES, VOC_NAMES, convert_annotations, convert_xml_folder, formats
+from blpseg.scribbles.rasterize import rasterize_strokes
 from blpseg.utils.errors import BLPSegError
+from blpseg.utils.made import classes_of
 from research.benchmark.literal import convert_plainly, write_stroke_files
 
 from .test_rasterize import plain_loop
@@ -572,3 +574,37 @@ def test_damaged_png(tmp_path):
     write_png(tmp_path / "made.png", np.random.default_rng(0).integers(0, 2, (50, 50, 3)).astype(np.uint8))
     data = (tmp_path / "made.png").read_bytes()
     assert "not a PNG" in refusal(tmp_path, "color-png", "a.png", data[: len(data) // 2])
+
+
+def test_wide_strokes(tmp_path):
+    """--width stamps a brush on every pixel of the published rule; width 1 leaves labels up to date."""
+    source, out = tmp_path / "a.xml", tmp_path / "out"
+    source.write_text(
+        "<annotation><size><width>30</width><height>20</height></size><polygon><tag>cat</tag>"
+        "<point><X>4</X><Y>5</Y></point><point><X>20</X><Y>12</Y></point></polygon></annotation>"
+    )
+    thin, wide = (
+        convert_annotations("xml", str(source), str(out), "voc", width=width, workers=1, progress=False)
+        for width in (1, 5)
+    )
+    assert thin.written == wide.written == 1
+    label = cv2.imread(str(out / "a.png"), -1)
+    line = rasterize_strokes([(8, np.array([[5, 4], [12, 20]]))], 20, 30)
+    brush = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+    np.testing.assert_array_equal(label == 8, cv2.dilate((line == 8).astype(np.uint8), brush) > 0)
+    assert convert_annotations("xml", str(source), str(out), "voc", width=5, workers=1, progress=False).up_to_date == 1
+    assert classes_of(str(out / "a.png"))[8] == "cat"
+
+
+def test_drawn_labels_are_not_overwritten(tmp_path):
+    source, out = tmp_path / "a.xml", tmp_path / "out"
+    source.write_text("<annotation><size><width>3</width><height>2</height></size></annotation>")
+    out.mkdir()
+    cv2.imwrite(str(out / "a.png"), np.full((2, 3), 7, np.uint8))
+    drawn = (out / "a.png").read_bytes()
+    report = convert_annotations("xml", str(source), str(out), "voc", workers=1, progress=False)
+    assert "a.png: not made by this command" in report.failed[0] and (out / "a.png").read_bytes() == drawn
+    assert convert_annotations("xml", str(source), str(out), "voc", workers=1, progress=False, force=True).written == 1
+    source.write_text("<annotation><size><width>4</width><height>2</height></size></annotation>")
+    report = convert_annotations("xml", str(source), str(out), "voc", workers=1, progress=False)
+    assert report.written == 1  # it is ours now
