@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -132,8 +133,6 @@ class Checkpointer:
         """
         if keep < 1:
             raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep}: at least 1 must stay to go on from")
-        if keep < 1:  # it would delete the checkpoint that was just written
-            raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep} is not allowed; it takes 1 or more")
         self.output_dir = output_dir
         self.keep = keep
         self.slim = slim
@@ -186,6 +185,8 @@ class Checkpointer:
             write_atomic(target, lambda out: out.write(content))
             return
         os.replace(temporary, target)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)  # it stays where both were names of one file already
 
     def remove_temporary_files(self) -> None:
         """Delete what a killed process was writing. Call it only while no other process writes here."""

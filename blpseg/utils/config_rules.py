@@ -174,7 +174,7 @@ UNREAD: list[tuple[str, str]] = [
     (r"DATALOADER\.(SAMPLER_TRAIN|REPEAT_\w+)", "every image is drawn equally often"),
     (r"SOLVER\.REFERENCE_WORLD_SIZE", "set SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR for the number of processes"),
     (r"TEST\.AUG\.(MIN_SIZES|MAX_SIZE)", "set TEST.AUG.SCALES, factors of the image's size"),
-    (r"TEST\.PRECISE_BN\..*", "remove it"),
+    (r"TEST\.(EXPECTED_RESULTS|PRECISE_BN\..*)", "remove it"),
     (r"TEST\.(KEYPOINT_OKS_SIGMAS|DETECTIONS_PER_IMAGE)", _DETECTION),
     (r"VIS_PERIOD", "set OUTPUT.PANEL_PERIOD"),
     (r"GLOBAL\.HACK", "remove it"),

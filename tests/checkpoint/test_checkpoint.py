@@ -159,6 +159,7 @@ def test_retention_and_names(tmp_path):
         if iteration == 1:
             saver.name_best(iteration)
     saver.name_final(5)
+    saver.name_final(5)  # as a resumed run does that has no iteration left
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["last_checkpoint", "model_0000003.pth", "model_0000005.pth", "model_best.pth", "model_final.pth"]
     assert torch.load(tmp_path / "model_best.pth", weights_only=True)["iteration"] == 1
