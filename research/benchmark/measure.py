@@ -22,31 +22,24 @@ OURS, BASELINE = "ours", "baseline"
 def row(part: str, case: str, quantity: str, ours: float, baseline: float | None = None, target=None) -> dict:
     """One figure: ``quantity`` is "time" (seconds), "memory" (MiB), or what ``ours`` is a number of. ``target`` is the
     least ratio baseline / ours, or the most that a figure without a baseline may be."""
-    verdict = ""
-    if target is not None:
-        verdict = "pass" if (ours <= target if baseline is None else baseline >= target * ours) else "fall short"
+    reached = target is not None and (ours <= target if baseline is None else baseline >= target * ours)
     ratio = baseline / ours if baseline is not None and ours else None
-    return {
-        "benchmark": part, "case": case, "quantity": quantity, "ours": ours, "baseline": baseline, "ratio": ratio,
-        "target": target, "verdict": verdict,
-    }  # fmt: skip
+    figure = {"benchmark": part, "case": case, "quantity": quantity, "ours": ours, "baseline": baseline, "ratio": ratio}
+    return {**figure, "target": target, "verdict": "" if target is None else "pass" if reached else "fall short"}
 
 
 def environment(device: str) -> dict[str, str | int | float]:
     """What the figures depend on beside the code."""
-    processor = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    if device == "cpu" and os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            processor = next((x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), processor)
+    with open("/proc/cpuinfo") as file:
+        processor = next((x.split(":", 1)[1].strip() for x in file if x.startswith("model name")), platform.machine())
+    processor = torch.cuda.get_device_name() if device == "cuda" else processor
     versions = {key: provenance()[key] for key in ("git_revision", "torch")}
     return {"processor": processor, "threads": torch.get_num_threads(), "load": os.getloadavg()[0], **versions}
 
 
 def compare_time(sides: dict[str, Callable[[], object]], repeat: int, warm_up: bool = True) -> tuple[dict, dict]:
-    """Least seconds of each side over ``repeat`` rounds in which the sides take turns, and what each returned last.
-
-    The least is what the machine can do; other work on it only adds.
-    """
+    """Least seconds of each side over ``repeat`` rounds in which the sides take turns, and what each returned last. The
+    least, because other work on the machine only adds."""
     seconds, results = dict.fromkeys(sides, float("inf")), {}
     for number in range(-1 if warm_up else 0, repeat):
         for side, run in sides.items():
@@ -66,11 +59,7 @@ def _synchronize() -> None:
 
 
 def compare_memory(workload: str, arguments: dict, sides: tuple[str, ...] = (OURS, BASELINE)) -> dict[str, float]:
-    """:func:`peak_memory` of each side of a workload in a process of its own, in MiB.
-
-    Raises:
-        BLPSegError: a process was killed, probably because it ran out of memory.
-    """
+    """:func:`peak_memory` of each side of a workload in a process of its own, in MiB."""
     # The server imports once and computes nothing, so that each process forked from it is as good as a fresh one.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["research.benchmark.workloads"])

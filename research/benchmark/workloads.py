@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -74,13 +75,12 @@ def lam(args: argparse.Namespace) -> Iterator[dict]:
         error = None if impl == "window" else 1e-2 if args.amp else 2e-4
         arguments = {"impl": impl, "kind": kind, "grid": args.grid, **size}
         yield from _pair("lam", case, arguments, args, *goals[impl], error)
-    for side in args.grids:
-        for impl in ("auto", "window"):
-            arguments = {**size, "impl": impl, "kind": "embedding", "grid": (side, side)}
-            seconds, _ = compare_time({OURS: _lam(OURS, **arguments)}, 1)
-            yield row("lam scaling", f"{impl}, {side} x {side}", "time", seconds[OURS])
-            memory = compare_memory("lam", arguments, (OURS,))[OURS]
-            yield row("lam scaling", f"{impl}, {side} x {side}", "memory", memory)
+    for side, impl in itertools.product(args.grids, ("auto", "window")):
+        arguments = {**size, "impl": impl, "kind": "embedding", "grid": (side, side)}
+        seconds, _ = compare_time({OURS: _lam(OURS, **arguments)}, 1)
+        yield row("lam scaling", f"{impl}, {side} x {side}", "time", seconds[OURS])
+        memory = compare_memory("lam", arguments, (OURS,))[OURS]
+        yield row("lam scaling", f"{impl}, {side} x {side}", "memory", memory)
 
 
 def _model(side: str, config: str, device: str, *options):
