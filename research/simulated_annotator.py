@@ -23,6 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
@@ -42,6 +43,7 @@ from blpseg.scribbles import simulate_scribble
 from blpseg.utils.cli import add_debug_flag, count, run_command
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.labels import IGNORED
+from blpseg.utils.parallel import die_with
 from research.study import write_rows
 
 TOOL = Path(__file__).resolve().parents[1] / "tools/annotate.py"
@@ -59,7 +61,8 @@ class Server:
     def start(self) -> None:
         began = time.monotonic()
         command = [sys.executable, str(TOOL), *self.words, "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        ends = partial(die_with, os.getpid())
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=ends)
         self.words = self.words[:1]
         while self.process.poll() is None:
             try:

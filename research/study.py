@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ctypes
 import fcntl
 import io
 import json
@@ -17,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 
 import torch
 from detectron2.evaluation.testing import flatten_results_dict
@@ -25,6 +25,7 @@ from blpseg import get_cfg
 from blpseg.checkpoint import provenance
 from blpseg.utils.errors import BLPSegError, describe
 from blpseg.utils.files import write_bytes_atomic
+from blpseg.utils.parallel import die_with
 from blpseg.utils.yaml_files import read_yaml
 
 ROWS, CURVES = "runs.csv", "curves.csv"
@@ -266,8 +267,9 @@ class _Pool:
         words = [*self.command, "--config-file", run.config, "--resume", *run.options, "OUTPUT_DIR", folder]
         with open(os.path.join(folder, "console.txt"), "a") as log:
             # In a session of its own, where Ctrl-C does not reach it twice.
+            ends = partial(die_with, os.getpid())
             return subprocess.Popen(
-                words, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=_die_with_parent
+                words, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=ends
             )
 
     def _note(self, folder: str, given: list[str], seconds: float) -> None:
@@ -301,11 +303,6 @@ class _Pool:
 
 def _interrupt(number, frame):
     raise KeyboardInterrupt(int(number))
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":  # PR_SET_PDEATHSIG: a study that is killed leaves no process behind that writes
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _last_line(path: str) -> str:

@@ -232,7 +232,7 @@ def test_files_that_are_no_study(tmp_path, load):
     for text in ("a: [", "[]", "just words"):
         with pytest.raises(BLPSegError):
             load(text)
-    with pytest.raises(BLPSegError, match="not a readable study file"):
+    with pytest.raises(BLPSegError, match="none.yaml"):
         load_study(str(tmp_path / "none.yaml"), "")
     with pytest.raises(BLPSegError, match="SOLVER.MAX_ITER has no value"):
         load(definition(), "SOLVER.MAX_ITER")
