@@ -64,16 +64,6 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.BLP.GAMMA = 2.0
 
     _add_loss_keys(cfg)
-    cfg.MODEL.BLPSEG.MEAN_TEACHER = CN()
-    cfg.MODEL.BLPSEG.MEAN_TEACHER.DECAY = 0.99  # of the moving average of the weights, a step
-    cfg.MODEL.BLPSEG.MEAN_TEACHER.RAMP_ITERS = 1000  # until the loss has its full weight
-    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING = CN()
-    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.POTTS_WEIGHT = 2.0
-    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
-    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEPS = 20  # of gradient descent to the pseudo labels
-    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEP_SIZE = 0.5
-    cfg.MODEL.BLPSEG.TREE_ENERGY = CN()
-    cfg.MODEL.BLPSEG.TREE_ENERGY.SIGMA = 0.002  # squared distance of normalised colours
 
     # Local aggregation of the logits.
     cfg.MODEL.BLPSEG.LAM = CN()
@@ -86,6 +76,9 @@ def _add_model_keys(cfg: CN) -> None:
     # Annotation head.
     cfg.MODEL.BLPSEG.ANNOTATION = CN()
     cfg.MODEL.BLPSEG.ANNOTATION.UNANNOTATED_WEIGHT = 0.02  # class weight of "not annotated"
+    # True: a head that learns where people scribble from distances and shallow features, and takes the class from the
+    # segmentation head (blpseg/modeling/annotation_head.py); False: the published head.
+    cfg.MODEL.BLPSEG.ANNOTATION.PLACE = False
     cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR = 1.0  # learning rate of the annotation head in units of SOLVER.BASE_LR
 
     # Self-training on thresholded predictions.
@@ -155,6 +148,16 @@ def _add_loss_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_XY = 100.0  # pixels
     cfg.MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB = 15.0  # colour distance, channels in 0..255
     cfg.MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS = 2304  # larger grids are averaged over squares of cells
+    cfg.MODEL.BLPSEG.MEAN_TEACHER = CN()
+    cfg.MODEL.BLPSEG.MEAN_TEACHER.DECAY = 0.99  # of the moving average of the weights, a step
+    cfg.MODEL.BLPSEG.MEAN_TEACHER.RAMP_ITERS = 1000  # until the loss has its full weight
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING = CN()
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.POTTS_WEIGHT = 2.0
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.SIGMA_RGB = 0.1  # colour distance, channels in 0..1
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEPS = 20  # of gradient descent to the pseudo labels
+    cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING.STEP_SIZE = 0.5
+    cfg.MODEL.BLPSEG.TREE_ENERGY = CN()
+    cfg.MODEL.BLPSEG.TREE_ENERGY.SIGMA = 0.002  # squared distance of normalised colours
 
 
 def _add_input_keys(cfg: CN) -> None:

@@ -145,6 +145,8 @@ def _ours_to_published(state, file: str, unannotated_weight: float) -> Conversio
         raise BLPSegError(f"{file}: the published layout needs a deep stem (MODEL.RESNETS.STEM_TYPE deeplab)")
     if "sem_seg_head.local_aggregation.embedding.patches.weight" not in state:
         raise BLPSegError(f"{file}: the published layout needs local aggregation (MODEL.BLPSEG.LAM.ENABLED True)")
+    if "sem_seg_head.annotation_head.4.weight" not in state:
+        raise BLPSegError(f"{file}: the published layout needs MODEL.BLPSEG.ANNOTATION.PLACE False")
     result = Conversion("BLPSeg checkpoint of this project, to the published layout", {})
     _rename_all(state, _renamer([(ours, published) for published, ours in _BLPSEG]), {}, result)
     # Further entries of the published layout, without which a strict load refuses the file.

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..utils.errors import BLPSegError
 from ..utils.labels import IGNORED
+from .annotation_head import PlaceHead
 from .local_aggregation import LocalAggregation
 from .outputs import Outputs
 from .pixel_decoder import UPerDecoder
@@ -62,7 +63,7 @@ class BLPSegHead(nn.Module):
         Args:
             pixel_decoder: dict of feature maps -> (N, D, h, w).
             predictor: decoder output -> (N, C, h, w) logits.
-            annotation_head: decoder output -> (N, C + 1, h, w) logits.
+            annotation_head: decoder output -> (N, C + 1, h, w) logits; or a :class:`PlaceHead`.
             local_aggregation: on the predictor's logits; None leaves it out.
             size_divisibility: see above.
         """
@@ -97,7 +98,12 @@ class BLPSegHead(nn.Module):
             embedding = self.local_aggregation.embedding(images)
             logits = self.local_aggregation(raw_logits, embedding)
         # Detached: the annotation loss must not change the features of the segmentation (METHOD section 2).
-        annotation_logits = self.annotation_head(decoded.detach()) if annotation else raw_logits[:, :0]
+        if not annotation:
+            annotation_logits = raw_logits[:, :0]
+        elif isinstance(self.annotation_head, PlaceHead):
+            annotation_logits = self.annotation_head(images, logits.detach())
+        else:
+            annotation_logits = self.annotation_head(decoded.detach())
         return Outputs(logits, annotation_logits, decoded, raw_logits, embedding)
 
 
@@ -105,8 +111,12 @@ def _scribble_parts(cfg: CfgNode, channels: int) -> dict[str, nn.Module | None]:
     """The parts that BLPSeg adds to a decoder of ``channels`` and its classifier."""
     head, blpseg = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.BLPSEG
     lam = blpseg.LAM
+    if blpseg.ANNOTATION.PLACE:
+        annotation_head: nn.Module = PlaceHead(blpseg.HEAD_CHANNELS, head.COMMON_STRIDE)
+    else:
+        annotation_head = PixelHead(channels, blpseg.HEAD_CHANNELS, head.NUM_CLASSES + 1)
     return {
-        "annotation_head": PixelHead(channels, blpseg.HEAD_CHANNELS, head.NUM_CLASSES + 1),
+        "annotation_head": annotation_head,
         "local_aggregation": LocalAggregation(
             lam.EMBEDDING_CHANNELS, head.COMMON_STRIDE, sigma=lam.SIGMA, impl=lam.IMPL, window=lam.WINDOW
         )
