@@ -19,12 +19,13 @@ class StopRequest:
     """Catches the signals of this process from :meth:`install` on.
 
     Outside :meth:`deferred` the process leaves at once with status 128 + signal. Inside, the signal is kept in
-    ``signum`` for the training loop to see after its step; a second Ctrl-C leaves without saving.
+    ``signum`` for the training loop to see after its step; a second Ctrl-C leaves without saving. Until :meth:`ready`
+    there is nothing to clean up, and an exception in the middle of an import could get lost: the process just ends.
     """
 
     def __init__(self):
         self.signum = 0
-        self._deferred = False
+        self._deferred = self._ready = False
         self._process = None
         self._since = 0.0
 
@@ -32,14 +33,16 @@ class StopRequest:
         """From the main thread; elsewhere signals are left as they are."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._process = os.getpid()
+        self._process, self._ready = os.getpid(), False
         for signum in SIGNALS:
             if signal.getsignal(signum) != signal.SIG_IGN:  # `nohup` has SIGHUP ignored
                 signal.signal(signum, self._handle)
 
-    @property
-    def installed(self) -> bool:
-        return self._process == os.getpid()
+    def ready(self) -> None:
+        """The run begins. Installs the handlers if nobody has."""
+        if self._process != os.getpid():
+            self.install()
+        self._ready = True
 
     @property
     def status(self) -> int:
@@ -59,6 +62,9 @@ class StopRequest:
     def _leave(self, words: str) -> None:
         if os.environ.get("BLPSEG_QUIET_RANK") != "1":
             print(f"{words} by {signal.Signals(self.signum).name}", file=sys.stderr, flush=True)
+        if not self._ready:
+            sys.stdout.flush()
+            os._exit(self.status)
         raise SystemExit(self.status)
 
     @contextlib.contextmanager

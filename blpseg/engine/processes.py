@@ -68,8 +68,7 @@ def launch(
     if num_gpus_per_machine * num_machines == 1:
         if use_gpu:
             torch.cuda.set_device(0)
-        STOP.install()
-        return _status(main_func(*args))
+        return _run(main_func, args)
     first, world_size = machine_rank * num_gpus_per_machine, num_machines * num_gpus_per_machine
     # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
@@ -86,7 +85,9 @@ def launch(
     return _outcome([process.exitcode for process in processes], reports, received)
 
 
-def _status(result) -> int:
+def _run(main_func: Callable, args: tuple) -> int:
+    STOP.ready()
+    result = main_func(*args)
     return result if isinstance(result, int) else 0
 
 
@@ -102,7 +103,7 @@ def _run_under_torchrun(main_func: Callable, args: tuple, use_gpu: bool) -> int:
     STOP.install()
     try:
         _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
-        status = _status(main_func(*args))
+        status = _run(main_func, args)
     except Exception as error:
         # The group is left as it is: NCCL would wait there for the others, which wait for this process.
         if not isinstance(error, PeerFailure) and _connection_lost(error):
@@ -199,7 +200,7 @@ def _child(main_func: Callable, args: tuple, group: tuple, parent: int, report) 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         _join_group(*group)
-        status = _status(main_func(*args))
+        status = _run(main_func, args)
         dist.destroy_process_group()
     except Exception as error:
         if debug_enabled():

@@ -201,8 +201,7 @@ class Trainer(DefaultTrainer):
             SystemExit: status 128 + signal, after SIGTERM or Ctrl-C; the state is saved.
             BLPSegError: a batch cannot be read, memory ran out, or a step is not finite.
         """
-        if not STOP.installed:
-            STOP.install()
+        STOP.ready()
         self._claim(resume=False)
         try:
             self._run()

@@ -54,7 +54,7 @@ def test_sigkill_anywhere(door, tmp_path):
         (checkpoint, "os.replace", 2),  # in place, last_checkpoint is not
         ("blpseg.engine.trainer", "evaluate", 1),  # at the first evaluation
         ("blpseg.engine.optimizer", "torch.optim.AdamW.step", 1),
-        (checkpoint, "os.link", 1),  # naming the best
+        (checkpoint, "Checkpointer.name_final", 1),
     ]
     for k, (module, name, n) in enumerate(places):
         run = door("--resume", "OUTPUT_DIR", rough, *options, prelude=KILL_AT.format(module=module, name=name, n=n))
