@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..utils import paths
 from ..utils.errors import BLPSegError
+from ..utils.files import read_label
 from ..utils.parallel import FileReport
+from ._untrusted import parse_json, read_bytes
 from .batch import Picture, list_files, make_labels
 from .formats import FORMATS
+from .rasterize import UNANNOTATED
 from .vocabulary import Vocabulary, load_vocabulary
 
-__all__ = ["convert_annotations", "convert_xml_folder"]
+__all__ = ["convert_annotations", "convert_label_images", "convert_xml_folder", "nnunet_labels"]
 
 
 def convert_xml_folder(
@@ -85,3 +89,60 @@ class _Draw:
 
     def __call__(self, picture: Picture) -> np.ndarray:
         return FORMATS[self.format].draw(picture.path, picture.part, self.vocabulary, self.images, self.width)
+
+
+def convert_label_images(
+    source: str,
+    output_dir: str,
+    unannotated: int,
+    *,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> FileReport:
+    """Make scribble labels of label images in which another value than 255 means not annotated.
+
+    Class numbers above that value move down by one, so that they are 0, 1, ... without a gap: with 0 as not annotated
+    the classes 1, 2, ... become 0, 1, ...; with nnU-Net's ignore label, which is the highest, they stay. 255 stays too.
+
+    Args:
+        source: a label PNG, or a folder of them.
+        output_dir, workers, force, progress: as for :func:`convert_annotations`.
+        unannotated: the value, 0..255.
+
+    Raises:
+        BLPSegError: the source or the output folder is unusable as a whole, or the value is none.
+    """
+    if not 0 <= unannotated <= UNANNOTATED:
+        raise BLPSegError(f"--unannotated-value {unannotated} is not allowed; label images hold 0..{UNANNOTATED}")
+    files = list_files(source, (".png",), "label images")
+    return make_labels(files, output_dir, _Renumber(unannotated), workers=workers, force=force, progress=progress)
+
+
+def nnunet_labels(dataset: str) -> tuple[str, int]:
+    """The folder of labels and the ignore label of a raw data set of nnU-Net v2 (its documentation, "ignore label").
+
+    Raises:
+        BLPSegError: ``dataset.json`` is missing or damaged, has no ignore label, or the labels are no PNG.
+    """
+    path = os.path.join(dataset, "dataset.json")
+    content = parse_json(path, read_bytes(path))
+    labels = content.get("labels") if isinstance(content, dict) else None
+    ignore = labels.get("ignore") if isinstance(labels, dict) else None
+    if type(ignore) is not int:
+        raise BLPSegError(
+            f"{path}: its labels name no ignore label, so that every pixel is annotated; nothing to convert"
+        )
+    if content.get("file_ending") != ".png":
+        raise BLPSegError(f"{path}: its labels are {content.get('file_ending')!r} files; convert them to .png first")
+    return os.path.join(dataset, "labelsTr"), ignore
+
+
+@dataclass(frozen=True)
+class _Renumber:
+    unannotated: int
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        label = read_label(picture.path)
+        renumbered = label - ((label > self.unannotated) & (label != UNANNOTATED))
+        return np.where(label == self.unannotated, UNANNOTATED, renumbered).astype(np.uint8)
