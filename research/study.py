@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from blpseg import get_cfg
 from blpseg.checkpoint import provenance
 from blpseg.utils.errors import BLPSegError, describe
-from blpseg.utils.files import write_bytes_atomic
+from blpseg.utils.files import lock_file, write_bytes_atomic
 from blpseg.utils.parallel import die_with
 from blpseg.utils.yaml_files import read_yaml
 
@@ -192,11 +191,10 @@ def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1, com
     """
     check_configs(study)
     os.makedirs(output, exist_ok=True)
-    with open(os.path.join(output, ".lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output") from error
+    lock = lock_file(os.path.join(output, ".lock"))
+    if lock is None:
+        raise BLPSegError(f"{output}: another process runs this study; wait, or choose another --output")
+    with lock:
         pool = _Pool(study, output, threads, command)
         pending = [run for run in study.runs if not pool.is_done(run)]
         print(f"{len(study.runs)} runs, {len(study.runs) - len(pending)} done; {jobs} at a time", flush=True)

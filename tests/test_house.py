@@ -117,3 +117,9 @@ def test_cited_documents_are_there():
     assert not [
         name for name in cited - BEING_WRITTEN if not any((ROOT / folder / name).is_file() for folder in ("", "docs"))
     ]
+
+
+def test_labels_have_names():
+    """No comparison with a bare 255: blpseg.utils.labels says which of its meanings is meant."""
+    bare = re.compile(r"[!=]= ?255\b")
+    assert not [module for module, path in MODULES.items() if bare.search(path.read_text())]

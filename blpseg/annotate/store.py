@@ -6,7 +6,6 @@ saved only when strokes and label are on the disk.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from ..data.project import CONFIG, create_project, folder_classes, list_images, 
 from ..scribbles._untrusted import parse_json, pixel_points
 from ..scribbles.rasterize import UNANNOTATED, rasterize_strokes
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import image_size, read_label, write_bytes_atomic, write_png_atomic
+from ..utils.files import image_size, lock_file, read_label, write_bytes_atomic, write_png_atomic
 from ..utils.yaml_files import read_config
 from .regions import region_strokes
 
@@ -107,15 +106,10 @@ class Project:
         self._scribbles = self.root / folder["TRAIN_SCRIBBLES"]
 
     def _claim(self):
-        handle = open(self.root / ".lock", "a+")
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise BLPSegError(f"{self.root}: another annotator serves this project; end it, or use its page") from None
-        except OSError:
-            pass  # a file system without locks
-        return handle
+        lock = lock_file(str(self.root / ".lock"))
+        if lock is None:
+            raise BLPSegError(f"{self.root}: another annotator serves this project; end it, or use its page")
+        return lock
 
     def close(self) -> None:
         """Let another process have the project."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -18,12 +17,12 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import Checkpointer, write_atomic
 from ..config import flatten
 from ..utils.errors import BLPSegError, debug_enabled
+from ..utils.files import lock_file
 from ..utils.yaml_files import parse_yaml
 from .agreement import on_main
 
 __all__ = ["changed_keys", "claim_output_dir", "release_output_dir", "setup_logging", "start_records"]
 
-logger = logging.getLogger(__name__)
 
 LOGGERS = ("blpseg", "detectron2", "fvcore")
 
@@ -136,17 +135,12 @@ def _lock(path: str):
     """An open file that holds the folder's lock; None where there are no locks."""
     if "://" in path:
         return None
-    handle = open_to_append(os.path.join(path, ".lock"), "a+")
-    try:
-        # lockf, not flock: forked loader workers do not inherit it, and a killed process lets go of it.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    lock = lock_file(os.path.join(path, ".lock"))
+    if lock is None:
         raise BLPSegError(
             f"{path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
-        ) from None
-    except OSError as error:
-        logger.warning(f"{path}: no locks on this file system ({error.strerror}); see that only one run trains in it")
-    return handle
+        )
+    return lock
 
 
 def start_records(path: str, config_text: str, iteration: int) -> None:

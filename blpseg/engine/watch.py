@@ -11,6 +11,7 @@ from detectron2.engine import HookBase
 from ..data.dataset_mapper import ScribbleDatasetMapper
 from ..data.datasets import load_records
 from ..utils.files import read_label
+from ..utils.labels import IGNORED
 from ..visualization import colorize, heat_map, legend, overlay, panels, thicken
 
 __all__ = ["WatchImages", "pseudo_label_quality"]
@@ -32,8 +33,8 @@ def pseudo_label_quality(
         (4,) int64: pixels not annotated; of those, with a pseudo label; of those, with a true class; of those, right.
     """
     free = scribble == num_classes
-    covered = free & (pseudo_label != 255)
-    judged = covered & (truth != ignore_label) & (truth != 255) if truth is not None else np.zeros_like(covered)
+    covered = free & (pseudo_label != IGNORED)
+    judged = covered & (truth != ignore_label) & (truth != IGNORED) if truth is not None else np.zeros_like(covered)
     right = judged & (pseudo_label == truth) if truth is not None else judged
     return np.array([np.count_nonzero(x) for x in (free, covered, judged, right)], np.int64)
 
@@ -72,7 +73,7 @@ class WatchImages(HookBase):
                 maps = {name: value.cpu() for name, value in model.inspect([sample])[0].items()}
                 scribble = sample["scribble"].numpy()
                 truth = read_label(record["sem_seg_file_name"]) if "sem_seg_file_name" in record else None
-                ignore = self.metadata.get("ignore_label", 255)
+                ignore = self.metadata.get("ignore_label", IGNORED)
                 pseudo = maps["pseudo_label"].numpy()
                 counts += pseudo_label_quality(pseudo, scribble, truth, self.num_classes, ignore)
                 weights.append(maps["blp_weight"].numpy()[scribble < self.num_classes])

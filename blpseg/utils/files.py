@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 import os
 import struct
@@ -49,6 +50,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
+logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is ours
 # OpenCV would print a warning of its own beside the one line that we raise for an unreadable file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
@@ -294,19 +296,25 @@ def without_nan(content):
 def lock_file(path: str) -> TextIO | None:
     """Lock a file until the returned file is closed; None while another process has the lock.
 
-    A killed process lets go of it, and forked processes do not inherit it. A file system without locks gives the
-    file unlocked.
+    A killed process lets go of it. A file system without locks gives the file unlocked, with a warning.
+
+    Raises:
+        BLPSegError: it is a symbolic link, which could lead to a file of somebody else.
     """
     import fcntl  # which Windows lacks
 
-    handle = open(path, "a+")
+    if os.path.islink(path):
+        raise BLPSegError(f"{path}: is a symbolic link, through which nothing is written; remove it")
+    handle = open(path, "a+", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
     try:
+        # lockf, not flock: forked processes, such as loader workers, do not inherit it.
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
         return None
-    except OSError:
-        pass
+    except OSError as error:
+        reason = error.strerror or describe(error)
+        logger.warning(f"{path}: no locks on this file system ({reason}); see that only one process works here")
     return handle
 
 

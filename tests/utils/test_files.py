@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -12,7 +14,15 @@ from PIL import Image, ImageOps
 
 from blpseg.utils import files as blpseg_io
 from blpseg.utils.errors import BLPSegError, describe
-from blpseg.utils.files import image_size, read_image, read_label, without_nan, write_bytes_atomic, write_png_atomic
+from blpseg.utils.files import (
+    image_size,
+    lock_file,
+    read_image,
+    read_label,
+    without_nan,
+    write_bytes_atomic,
+    write_png_atomic,
+)
 
 rng = np.random.default_rng(0)
 COLOR = cv2.GaussianBlur(rng.integers(0, 256, (20, 30, 3), np.uint8), (0, 0), 3)
@@ -253,3 +263,17 @@ def test_names_with_escape_codes_do_not_reach_the_terminal():
         read_image("\x1b]0;gone\x07.png")
     assert describe(caught.value).isprintable() and "\\x1b" in describe(caught.value)
     assert describe(OSError("a\udcff")).encode() == b"a\\udcff"
+
+
+def test_a_lock_is_held_by_one_process_and_not_through_a_link(tmp_path):
+    path = str(tmp_path / ".lock")
+    held = lock_file(path)
+    code = f"from blpseg.utils.files import lock_file; print(lock_file({path!r}))"
+    answer = lambda: subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout  # noqa: E731
+    assert answer() == "None\n"
+    held.close()
+    assert answer() != "None\n"
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BLPSegError, match="symbolic link"):
+        lock_file(str(tmp_path / "link"))
+    assert not (tmp_path / "elsewhere").exists()
