@@ -30,7 +30,7 @@ from blpseg.data.datasets import load_records
 from blpseg.scribbles import simulate_scribble
 from blpseg.utils.cli import add_debug_flag, count, run_command
 from blpseg.utils.files import read_label
-from blpseg.utils.labels import UNANNOTATED
+from blpseg.utils.labels import IGNORED
 
 LARGE = 2000, 1500
 
@@ -63,7 +63,7 @@ def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[in
                     answer = client.post(f"/api/predict/{name}")
                     times.append(time.perf_counter() - began)
                 prediction = _indices(answer.content)
-                prediction = np.where(mask == UNANNOTATED, 255, prediction)
+                prediction = np.where(mask == IGNORED, IGNORED, prediction)
                 ious = [((prediction == c) & (mask == c)).sum() / ((prediction == c) | (mask == c)).sum()
                         for c in np.setdiff1d(mask, 255)]  # fmt: skip
                 scores.append(np.mean(ious))
