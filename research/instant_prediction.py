@@ -45,7 +45,7 @@ def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[in
         for record in records:
             image = cv2.imread(record["file_name"])
             mask = read_label(record["sem_seg_file_name"])
-            mask[mask == ignore] = 255
+            mask = np.where(mask == ignore, np.uint8(255), mask)
             if size:
                 image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
                 mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
