@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """How good and how fast the annotator's instant prediction is, on photographs with dense masks and simulated scribbles.
 
-Prints the mean IoU of each photograph's classes, averaged, and the time from the PUT of the strokes to the prediction,
-over HTTP in this process: with the photographs as they are and enlarged to 2,000 x 1,500 pixels.
+Prints the mean IoU of each photograph's classes, averaged, and the CPU time from the PUT of the strokes to the
+prediction, which is the wait on one quiet core: with the photographs as they are and enlarged to 2,000 x 1,500 pixels.
 """
 
 import argparse
@@ -58,19 +58,19 @@ def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[in
                 strokes = [s for c in np.setdiff1d(label, 255) for s in region_strokes(label == c, int(c))]
                 client.post(f"/api/predict/{name}")  # as the page does when it opens a photograph
                 for times, part in ((first, strokes[:1]), (later, strokes)):
-                    began = time.perf_counter()
+                    began = time.process_time()
                     client.put(f"/api/strokes/{name}", json={"strokes": part})
                     answer = client.post(f"/api/predict/{name}")
-                    times.append(time.perf_counter() - began)
+                    times.append(time.process_time() - began)
                 prediction = _indices(answer.content)
                 prediction = np.where(mask == IGNORED, IGNORED, prediction)
                 ious = [((prediction == c) & (mask == c)).sum() / ((prediction == c) | (mask == c)).sum()
                         for c in np.setdiff1d(mask, 255)]  # fmt: skip
                 scores.append(np.mean(ious))
     shown = f"{size[0]} x {size[1]}" if size else "as they are"
-    print(f"{len(scores)} photographs {shown}: mean IoU {100 * np.mean(scores):.1f} (worst {100 * min(scores):.0f});\n"
-          f"    PUT to prediction {np.median(later):.2f} s, 95th percentile {np.percentile(later, 95):.2f} s; "
-          f"the first stroke {np.median(first):.2f} s, {np.percentile(first, 95):.2f} s", flush=True)  # fmt: skip
+    print(f"{len(scores)} photographs {shown}: mean IoU {100 * np.mean(scores):.1f} (worst {100 * min(scores):.0f})\n"
+          f"    CPU seconds, median and 95th percentile: {np.median(later):.2f}, {np.percentile(later, 95):.2f}; "
+          f"first stroke {np.median(first):.2f}, {np.percentile(first, 95):.2f}", flush=True)  # fmt: skip
 
 
 def _indices(png: bytes) -> np.ndarray:

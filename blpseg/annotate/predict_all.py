@@ -15,7 +15,8 @@ import torch
 
 from .. import Predictor, get_cfg
 from ..data.augmentation import relative_scale
-from ..data.datasets import index_folder, splits
+from ..data.datasets import splits
+from ..data.project import list_images
 from ..utils.cli import run_command
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
@@ -97,10 +98,10 @@ def main(config: str, weights: str, root: str) -> None:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     predictor = Predictor(cfg)
-    photos = index_folder(splits()[cfg.DATASETS.TRAIN[0]].path("images"))
+    photos = list_images(splits()[cfg.DATASETS.TRAIN[0]].path("images"))
     for stem, path in photos.items():
         try:
-            save_arrays(model_path(root, stem), **look(predictor, path))
+            save_arrays(model_path(root, stem), **look(predictor, str(path)))
         except BLPSegError as error:
             print(f"left out: {error}", file=sys.stderr)
         print(stem, flush=True)
