@@ -104,7 +104,7 @@ def _refuse_links(path: str) -> None:
     for name in (".lock", "config.yaml", "evaluations.json", "last_checkpoint", "log.txt", "metrics.json"):
         file = os.path.join(path, name)
         if "://" not in path and os.path.lexists(file) and (os.path.islink(file) or not os.path.isfile(file)):
-            raise BLPSegError(f"{file}: a link, a folder or a pipe where a run writes a file; move it away")
+            raise BLPSegError(f"{file}: a symbolic link, a folder or a pipe where a run writes a file; move it away")
 
 
 def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:

@@ -37,7 +37,7 @@ class Net(nn.Module):
                 "res2": nn.ModuleList([nn.ModuleDict({"conv1": nn.Conv2d(width, 4, 3, bias=False)})]),
             }
         )
-        self.sem_seg_head = nn.Conv2d(4, classes, 1)
+        self.sem_seg_head = nn.ModuleDict({"predictor": nn.Conv2d(4, classes, 1)})
 
 
 BACKBONE = {

@@ -9,6 +9,7 @@ import timm
 import torch
 from detectron2.modeling import build_backbone, build_model
 
+from blpseg import get_cfg
 from blpseg.checkpoint.weights import load_weights
 from blpseg.engine.optimizer import build_optimizer
 from blpseg.modeling import pretrained_features
@@ -259,6 +260,5 @@ def test_learning_rates_and_decay(tiny_cfg):
     assert of("blocks.0.norm1.weight") == pytest.approx((1e-4, 0))
     assert of("pos_embed") == of("cls_token") == pytest.approx((1e-4, 0))
     assert of("fuse.weight") == pytest.approx((1e-3, 0.05))
-    tiny_cfg.SOLVER.BACKBONE_MULTIPLIER = 0.0
     with pytest.raises(BLPSegError, match="BACKBONE_MULTIPLIER"):
-        build_optimizer(tiny_cfg, model)
+        get_cfg("", ["SOLVER.BACKBONE_MULTIPLIER", 0.0])
