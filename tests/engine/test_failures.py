@@ -195,6 +195,7 @@ def test_eval_only_needs_weights_of_a_trained_model(door, tmp_path):
     assert str(backbone) in line and "lacks" in line
 
 
+@pytest.mark.slow
 def test_wrong_class_count(door, tmp_path):
     folder = tmp_path / "out"
     assert door("OUTPUT_DIR", folder, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2).wait() == 0

@@ -64,6 +64,7 @@ def test_evaluation_is_the_same_with_two_processes(door, tmp_path):
         assert "copypaste: mIoU," in run.output
 
 
+@pytest.mark.slow
 def test_failure_of_one_process_ends_all_with_one_line(door, tmp_path):
     prelude = """
 import blpseg.engine.trainer as trainer

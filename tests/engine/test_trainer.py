@@ -89,6 +89,7 @@ def script(tmp_path, config_file):
     return run
 
 
+@pytest.mark.slow
 def test_names_and_signatures_of_default_trainer():
     assert issubclass(Trainer, DefaultTrainer)
     names = ["build_model", "build_optimizer", "build_lr_scheduler", "build_train_loader", "build_test_loader"]
@@ -163,6 +164,7 @@ SemSegEvaluator.__init__.__kwdefaults__["sem_seg_loading_fn"] = load_image_into_
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upstream", ["", UPSTREAM], ids=["installed", "upstream"])
 def test_stock_detectron2_script(script, config_file, data_root, tmp_path, upstream):
     image = data_root / "images/val/val0.png"
