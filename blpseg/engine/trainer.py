@@ -123,7 +123,7 @@ class Trainer(DefaultTrainer):
         """Schedule, pictures, writers, checkpoints and evaluations, in this order; append your own."""
         cfg = self.cfg
         writers = Writers(lambda: self.build_writers(), cfg.OUTPUT.LOG_PERIOD)
-        pictures = comm.is_main_process() and cfg.OUTPUT.PANEL_PERIOD > 0 and cfg.OUTPUT.PANEL_IMAGES > 0
+        pictures = comm.is_main_process() and min(cfg.OUTPUT.PANEL_PERIOD, cfg.OUTPUT.PANEL_IMAGES) > 0
         return [
             hooks.LRScheduler(),
             WatchImages(cfg) if pictures else None,

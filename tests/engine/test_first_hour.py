@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import sys
@@ -11,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from blpseg.checkpoint import Checkpointer
+from blpseg.config import get_cfg
+from blpseg.engine.output_dir import claim_output_dir, release_output_dir
 from blpseg.engine.writers import ProgressWriter, Writers
 from blpseg.utils.device import choose_device
+from blpseg.utils.errors import BLPSegError
 
 from .test_failures import fails
 from .test_lost_nothing import weights
@@ -160,3 +166,23 @@ def test_loader_workers_end_with_their_parent(door, tmp_path):
     run.wait()
     assert workers
     run.wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_a_checkpoint_always_stays(tmp_path, keep):
+    with pytest.raises(BLPSegError, match="KEEP_CHECKPOINTS"):
+        get_cfg("", ["OUTPUT.KEEP_CHECKPOINTS", keep])
+    with pytest.raises(BLPSegError, match="at least 1 must stay"):
+        Checkpointer(str(tmp_path), keep)  # of a config that was merged without the checks
+
+
+def test_no_locks_are_said(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", unsupported)
+    cfg = get_cfg("", ["OUTPUT_DIR", str(tmp_path)])
+    with caplog.at_level("WARNING", logger="blpseg.engine.output_dir"):
+        claim_output_dir(cfg)
+    release_output_dir(cfg.OUTPUT_DIR)
+    assert "no locks on this file system" in caplog.text and str(tmp_path) in caplog.text
