@@ -38,7 +38,7 @@ def parse_yaml(text: str, source: str):
         if node is None:
             return None
         if _size(node, {}, 0) > MAX_NODES:
-            raise BLPSegError(f"{source}: its YAML aliases stand for more than {MAX_NODES} values; write them out")
+            raise BLPSegError(f"{source}: more than {MAX_NODES} values, with its aliases written out; shorten it")
         return loader.construct_document(node)
     except RecursionError as error:
         raise BLPSegError(f"{source}: its YAML is nested too deeply") from error
