@@ -77,20 +77,25 @@ class Instant:
     def __init__(self, project: Project):
         self.project = project
         self.folder = project.root / ".cache/features"
-        self._network = None
+        self._network = self._wanted = None
         self._known: OrderedDict[tuple, Features] = OrderedDict()
         self._lock = threading.RLock()
         self._background = ThreadPoolExecutor(1)
 
     def prepare(self, photo: Photo | None = None) -> None:
-        """Load the network, and compute a photo's features, in the background: the first stroke will not wait."""
+        """Load the network, and compute a photo's features, in the background: the first stroke will not wait.
+
+        Of several photos that wait, the last one is taken.
+        """
 
         def work():
             with self._lock:
                 self._load_network()
-                if photo:
-                    self.features(photo, self.model_file(photo))
+                wanted, self._wanted = self._wanted, None
+                if wanted:
+                    self.features(wanted, self.model_file(wanted))
 
+        self._wanted = photo
         self._background.submit(work)
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ import contextlib
 import hmac
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import cv2
 import numpy as np
@@ -99,8 +100,7 @@ class Guard:
         host = headers.get("host", "")
         if not self.token and _host_name(host) not in self.hosts:
             return _error(403, f"this server is not {host[:100]!r}; open it as http://127.0.0.1")
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if headers.get("origin", f"http://{host}") not in (f"http://{host}", f"https://{host}"):
             return _error(403, "a page of another site may not ask this server")
         if self.token:
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
@@ -187,6 +187,8 @@ def _add_strokes(app: FastAPI, project: Project, instant: Instant, training: Tra
     @app.get("/api/images/{name}")
     def photo_file(name: str):
         photo = project.photo(name)
+        if not photo.path.is_file():
+            raise Unknown(f"{photo.path}: it was there when the server started")
         kind = _BROWSERS_SHOW.get(photo.path.suffix.lower())
         if kind:
             return FileResponse(photo.path, media_type=kind)
@@ -299,10 +301,12 @@ def serve(
         on_start: called with the page's URL as soon as requests are accepted.
 
     Raises:
-        BLPSegError: the port is taken, or other machines could come in without a token.
+        BLPSegError: the port is taken, the token is weak, or other machines could come in without one.
     """
     import uvicorn
 
+    if token and not re.fullmatch(r"[A-Za-z0-9_-]{8,}", token):
+        raise BLPSegError("--token: 8 letters, digits, - or _ at least; without a text a random one is made")
     if host not in _LOOPBACK and not token:
         raise BLPSegError(f"--host {host} lets other machines in: add --token, so that only those with its URL may")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -314,7 +318,7 @@ def serve(
             "choose another with --port"
         ) from error
     shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={quote(token)}" if token else "")
+    url = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     app = create_app(project, hosts={*_LOOPBACK, host.lower()}, token=token, on_start=lambda: on_start(url))
     config = uvicorn.Config(app, log_level="debug" if os.environ.get("BLPSEG_DEBUG") else "error", access_log=False)
     uvicorn.Server(config).run(sockets=[listener])

@@ -93,7 +93,7 @@ class Project:
             raise BLPSegError(f"{self.root}: this project has its photos; put more of them in its images/train")
         elif classes:
             set_classes(self.config_path, list(classes))
-        self._lock = self._claim()
+        self._lock, self._class_lock = self._claim(), threading.Lock()
         self._read()
         self._load_photos()
 
@@ -140,8 +140,9 @@ class Project:
         Raises:
             BLPSegError: the name is empty, taken, or not printable.
         """
-        set_classes(self.config_path, [*self.classes, name])
-        self._read()
+        with self._class_lock:
+            set_classes(self.config_path, [*self.classes, name])
+            self._read()
 
     def photo(self, name: str) -> Photo:
         """The listed photo of this name, whatever else the name may mean to a file system.

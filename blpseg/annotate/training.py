@@ -114,8 +114,10 @@ class Training:
 
     def _train(self, iterations: int | None) -> None:
         start, self._run = self.weights(), self._new_run()
-        self._iterations = iterations or _configured_iterations(self.project.config_path)
-        tested = list_images(self.project.root / "masks/val") if (self.project.root / "masks/val").is_dir() else ()
+        config = read_config(self.project.config_path)
+        self._iterations = iterations or int((config.get("SOLVER") or {}).get("MAX_ITER") or _ITERATIONS)
+        masks = self.project.root / "masks/val"
+        tested = masks.is_dir() and list_images(masks)
         opts = {
             "OUTPUT_DIR": str(self._run),
             "DATASETS.FOLDER.ROOT": str(self.project.root),
@@ -123,9 +125,9 @@ class Training:
             "SOLVER.CHECKPOINT_PERIOD": max(100, self._iterations // 4),
             "OUTPUT.LOG_PERIOD": max(1, self._iterations // _LINES),
             "OUTPUT.PANEL_PERIOD": 0,
+            "DATASETS.TEST": f'("{config["DATASETS"]["FOLDER"]["NAME"]}_val",)' if tested else "()",
+            "TEST.EVAL_PERIOD": max(1, self._iterations // 4),
         }
-        if not tested:
-            opts["DATASETS.TEST"] = "()"
         if start:  # class layers of another shape, where classes have come since, start anew
             opts |= {"MODEL.WEIGHTS": str(start), "MODEL.BLPSEG.RESET_CLASS_LAYERS": True}
         command = [*_train_command(), "--config-file", str(self.project.config_path)]
@@ -204,10 +206,6 @@ def _train_command() -> list[str]:
     script = Path(__file__).resolve().parents[2] / "tools/train_net.py"
     target = [str(script)] if script.is_file() else ["-m", "blpseg.tools.train_net"]
     return [sys.executable, "-W", "ignore", *target]
-
-
-def _configured_iterations(path: Path) -> int:
-    return int((read_config(path).get("SOLVER") or {}).get("MAX_ITER") or _ITERATIONS)
 
 
 def _newest(checkpoints: Iterable[Path]) -> Path | None:

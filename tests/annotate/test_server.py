@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -58,7 +60,7 @@ def test_names_select_listed_photos_only(client, name):
 @pytest.mark.parametrize(
     "headers",
     [{"host": "evil.example"}, {"host": "127.0.0.1.evil.example:8000"}, {"host": ""}, {"origin": "http://evil.example"},
-     {"origin": "null"}, {"origin": "http://127.0.0.1:9000"}],
+     {"origin": "null"}, {"origin": "http://["}, {"origin": "http://127.0.0.1:9000"}],
 )  # fmt: skip
 def test_other_sites_are_refused(client, project, headers):
     assert client.put("/api/strokes/a.jpg", json={"strokes": []}, headers=headers).status_code == 403
@@ -98,6 +100,20 @@ def test_another_host_needs_a_token(run_tool, photos, tmp_path, capfd):
     assert capfd.readouterr().err == (
         "error: --host 0.0.0.0 lets other machines in: add --token, so that only those with its URL may\n"
     )
+
+
+def test_a_token_is_no_word_to_guess(run_tool, photos, tmp_path, capfd):
+    arguments = [str(tmp_path / "p"), "--images", str(photos), "--classes", "background", "leaf", "--token", "a;b"]
+    assert run_tool("tools/annotate.py", *arguments) == 1
+    assert capfd.readouterr().err.startswith("error: --token: 8 letters")
+
+
+def test_the_page_does_not_wait_for_pytorch(root):
+    code = (
+        "import sys, blpseg.annotate.server; print([m for m in ('torch', 'detectron2', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_strokes_hold_no_markup(client, project):

@@ -3,6 +3,7 @@
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 
@@ -78,7 +79,9 @@ def test_a_run_and_the_next_one_from_its_weights(start, project):
     again = opts(project, "run_002")
     assert again["MODEL.WEIGHTS"] == str(project.root / "models/run_001/model_final.pth")
     assert again["SOLVER.MAX_ITER"] == "800", "what the config says"
+    cv2.imwrite(str(project.root / "masks/val/v.png"), np.zeros((4, 4), np.uint8))
     start("done")._thread.join()
+    assert opts(project, "run_003")["DATASETS.TEST"] == '("project_val",)'
     assert sorted(path.name for path in (project.root / "models").iterdir()) == ["run_002", "run_003"]
 
 
