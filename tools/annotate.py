@@ -30,7 +30,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("project", metavar="PROJECT", help="the project's folder, made on the first start")
-    parser.add_argument("--images", metavar="DIR", help="photos to copy into a new project")
+    parser.add_argument("--images", metavar="DIR", help="photos to copy into the project")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="class names, background first")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")

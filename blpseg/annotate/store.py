@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.project import CONFIG, create_project, folder_classes, list_images, set_classes
+from ..data.project import CONFIG, add_images, create_project, folder_classes, list_images, set_classes
 from ..scribbles._untrusted import parse_json, pixel_points
 from ..scribbles.rasterize import UNANNOTATED, rasterize_strokes
 from ..utils.errors import BLPSegError, describe
@@ -74,7 +74,7 @@ class Project:
         """
         Args:
             root: the project's folder; it becomes one on the first start.
-            images: photos to copy into it on the first start.
+            images: photos to copy into it; those that it has are left as they are.
             classes: names, background first; asked for on the first start. Later, more names may follow the known ones.
 
         Raises:
@@ -89,10 +89,11 @@ class Project:
                     "folder of its photos"
                 )
             create_project(self.root, list(classes), images)
-        elif images:
-            raise BLPSegError(f"{self.root}: this project has its photos; put more of them in its images/train")
-        elif classes:
-            set_classes(self.config_path, list(classes))
+        else:
+            if classes:
+                set_classes(self.config_path, list(classes))
+            if images:
+                add_images(self.root, images)
         self._lock, self._class_lock = self._claim(), threading.Lock()
         self._read()
         self._load_photos()

@@ -17,7 +17,7 @@ from ..utils.files import IMAGE_EXTENSIONS, image_size, write_bytes_atomic
 from ..utils.palette import distinct_colors
 from ..utils.yaml_files import read_config, read_yaml
 
-__all__ = ["CONFIG", "create_project", "folder_classes", "list_images", "set_classes", "template"]
+__all__ = ["CONFIG", "add_images", "create_project", "folder_classes", "list_images", "set_classes", "template"]
 
 CONFIG = "config.yaml"
 _TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
@@ -98,6 +98,25 @@ def create_project(
     evaluated = bool(list_images(root / "masks/val"))
     _write_config(root / CONFIG, _new_config(root, list(classes), evaluated))
     return len(present) + len(photos) - len(chosen)
+
+
+def add_images(root: str | os.PathLike, images: str | os.PathLike, into: str = "images/train") -> int:
+    """Copy photos into a project; those whose stem is there already, for training or validation, are left out.
+
+    Returns:
+        how many were copied.
+
+    Raises:
+        BLPSegError: a photo cannot be read, or two share a stem. Nothing has been copied then.
+    """
+    root = Path(root)
+    present = [stem for part in (into, "images/val") if (root / part).is_dir() for stem in list_images(root / part)]
+    photos = {stem: path for stem, path in list_images(images).items() if stem not in present}
+    for path in photos.values():
+        image_size(str(path))
+    for path in photos.values():
+        _copy(path, root / into / path.name)
+    return len(photos)
 
 
 def list_images(folder: str | os.PathLike) -> dict[str, Path]:

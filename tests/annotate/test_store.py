@@ -1,6 +1,9 @@
 """Strokes and labels on the disk."""
 
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -85,15 +88,22 @@ def test_bounds_on_what_one_photo_holds(project, monkeypatch):
             project.write(photo, {"strokes": strokes})
 
 
-def test_one_process_at_a_time_and_restart(project, photos, tmp_path):
+def test_one_process_at_a_time(project, root):
+    command = [sys.executable, "-W", "ignore", str(root / "tools/annotate.py"), str(project.root), "--port", "0"]
+    second = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert second.returncode == 1 and "another annotator serves this project" in second.stderr
+
+
+def test_restart_with_more_photos_and_classes(project, photos):
     photo = project.photo("b c.png")
     saved = project.write(photo, {"strokes": [stroke(1, [2, 2], [30, 30])]})
-    with pytest.raises(BLPSegError, match="has its photos"):
-        Project(project.root, photos)
     before = label_of(project, "b c.png")
     project.close()
     project.label_path(photo).unlink()  # as if the process had been killed between strokes and label
-    again = Project(project.root, classes=[*CLASSES, "pot"])
+    (photos / "a.jpg").write_bytes(b"changed since: what the project has stays")
+    (photos / "e.png").write_bytes((photos / "d#1.png").read_bytes())
+    again = Project(project.root, photos, [*CLASSES, "pot"])
+    assert list(again.photos) == ["a.jpg", "b c.png", "d#1.png", "e.png"]
     assert again.read(again.photo("b c.png")) == saved and again.photo("b c.png").count == 1
     assert np.array_equal(label_of(again, "b c.png"), before)
     assert again.classes[-1] == "pot" and again.colors[:3] == project.colors and len(set(again.colors)) == 4
