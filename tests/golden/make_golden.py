@@ -31,7 +31,7 @@ MEAN, STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 def shapes():
-    """{name: shape} of the published layout (METHOD section 9) at WIDTH instead of 64."""
+    """{name: shape} of the published layout (names as in blpseg.checkpoint.conversion) at WIDTH instead of 64."""
     w, d = WIDTH, 2 * WIDTH
     found = {}
 
