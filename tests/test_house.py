@@ -22,7 +22,6 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_FUNCTION = 60  # lines
-BEING_MENDED = {"docs/ANNOTATE.md"}
 FOLDERS = ("blpseg", "tools", "datasets", "research")
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

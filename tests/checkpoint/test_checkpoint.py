@@ -104,11 +104,11 @@ def test_detectron2_pickle_into_the_backbone(tmp_path, protocol, named):
     content = {"model": BACKBONE, "__author__": "someone", "matching_heuristics": True} if named else BACKBONE
     path.write_bytes(pickle.dumps(content, protocol))
     net = Net()
-    head = net.sem_seg_head.weight.clone()
+    head = net.sem_seg_head["predictor"].weight.clone()
     load_weights(net, str(path), complete=False)
     for name in ("stem.conv1.weight", "res2.0.conv1.weight"):
         np.testing.assert_array_equal(net.backbone.state_dict()[name], BACKBONE[name])
-    assert torch.equal(net.sem_seg_head.weight, head)
+    assert torch.equal(net.sem_seg_head["predictor"].weight, head)
     with pytest.raises(BLPSegError, match="lacks 2 of the model's weights"):
         load_weights(net, str(path), complete=True)
 

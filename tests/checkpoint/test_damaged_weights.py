@@ -115,7 +115,7 @@ def test_resume_takes_the_checkpoint_before_a_damaged_one():
         save_atomic(str(newest), {**state(5), key: value})
         assert next(checkpoints.readable())[0].endswith("model_0000003.pth"), key
     broken = state(5)
-    broken["model"]["sem_seg_head.bias"][0] = float("nan")
+    broken["model"]["sem_seg_head.predictor.bias"][0] = float("nan")
     save_atomic(str(newest), broken)
     assert next(checkpoints.readable())[0].endswith("model_0000003.pth")
     newest.unlink()
@@ -175,6 +175,9 @@ def array(value):
     return lambda: Path("in.pth").write_bytes(pickle.dumps({"model": value}, 4))
 
 
+BIAS = "sem_seg_head.predictor.bias"
+
+
 def stored(value):
     return lambda: torch.save(value, "in.pth")
 
@@ -199,9 +202,9 @@ NOT_WEIGHTS = {
     "a list": (stored([1]), "expected a mapping"),
     "no tensors": (stored({"model": {"a": "b"}}), "holds no tensors"),
     "a model that is none": (stored({"model": [1]}), "not a mapping of names to weights"),
-    "NaN": (stored(of_net(**{"sem_seg_head.bias": torch.full((3,), torch.nan)})), "sem_seg_head.bias holds NaN"),
-    "infinity": (stored(of_net(**{"sem_seg_head.bias": torch.full((3,), torch.inf)})), "sem_seg_head.bias holds NaN"),
-    "a number for a weight": (stored(of_net(**{"sem_seg_head.bias": torch.tensor(1.0)})), "another shape"),
+    "NaN": (stored(of_net(**{BIAS: torch.full((3,), torch.nan)})), f"{BIAS} holds NaN"),
+    "infinity": (stored(of_net(**{BIAS: torch.full((3,), torch.inf)})), f"{BIAS} holds NaN"),
+    "a number for a weight": (stored(of_net(**{BIAS: torch.tensor(1.0)})), "another shape"),
     "all weights numbers": (stored({k: torch.tensor(1.0) for k in Net().state_dict()}), "another shape"),
     "only numbers in an array file": (array({k: np.zeros(()) for k in Net().state_dict()}), "another shape"),
     "longdouble": (array({"stem.conv1.weight": np.zeros((4, 3, 3, 3), np.longdouble)}), "stem.conv1.weight is of type"),

@@ -53,7 +53,7 @@ def test_a_link_or_pipe_is_not_written_to(tmp_path, name, kind):
         "link": lambda path: [elsewhere.write_text("mine"), path.symlink_to(elsewhere)],
         "dangling": lambda path: path.symlink_to(elsewhere), "pipe": os.mkfifo, "folder": os.mkdir,
     }[kind](folder / name)  # fmt: skip
-    with pytest.raises(BLPSegError, match=f"{name}: a link, a folder or a pipe"):
+    with pytest.raises(BLPSegError, match=f"{name}: a symbolic link, a folder or a pipe"):
         claim(folder)
     assert elsewhere.read_text() == "mine" if kind == "link" else not elsewhere.exists()
 
