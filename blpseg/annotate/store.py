@@ -21,7 +21,8 @@ from ..data.project import CONFIG, add_images, create_project, folder_classes, l
 from ..scribbles._untrusted import parse_json, pixel_points
 from ..scribbles.rasterize import UNANNOTATED, rasterize_strokes
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import image_size, lock_file, read_label, write_bytes_atomic, write_png_atomic
+from ..utils.files import image_size, lock_file, read_label, write_bytes_atomic
+from ..utils.made import is_up_to_date, stamp, write_label
 from ..utils.yaml_files import read_config
 from .regions import region_strokes
 
@@ -239,12 +240,16 @@ class Project:
             return None  # missing or damaged: it can be drawn anew
 
     def _write_label(self, photo: Photo, document: dict) -> None:
-        write_png_atomic(str(self.label_path(photo)), self.rasterize(photo, document), durable=True)
+        label = self.rasterize(photo, document)
+        write_label(str(self.label_path(photo)), label, _stamp(label), force=True, durable=True)
 
     def _keep_foreign_label(self, photo: Photo, stored: dict) -> None:
         """Nothing that somebody else drew is overwritten: a label that is not ours moves to scribbles/replaced."""
         path = self.label_path(photo)
-        if path.exists() and not np.array_equal(self._stored_label(photo), self.rasterize(photo, stored)):
+        label = self._stored_label(photo)
+        # One that carries the digest of its own pixels is ours, though a kill left it older than the strokes.
+        ours = label is not None and is_up_to_date(str(path), _stamp(label))
+        if path.exists() and not ours and not np.array_equal(label, self.rasterize(photo, stored)):
             kept = self.root / "scribbles/replaced" / f"{photo.stem}-{time.time_ns()}.png"
             kept.parent.mkdir(parents=True, exist_ok=True)
             os.rename(path, kept)
@@ -294,6 +299,10 @@ class Project:
 def _pixels(where: str, photo: Photo, stroke: dict) -> np.ndarray:
     columns, rows = zip(*stroke["points"], strict=True)
     return pixel_points(where, rows, columns, photo.height, photo.width)
+
+
+def _stamp(label: np.ndarray) -> bytes:
+    return stamp("annotate", label.tobytes())
 
 
 def _modified(path: Path) -> int:

@@ -55,7 +55,13 @@ def is_up_to_date(path: str, stamp: bytes) -> bool:
 
 
 def write_label(
-    path: str, label: np.ndarray, stamp: bytes, *, classes: Mapping[int, str] | None = None, force: bool = False
+    path: str,
+    label: np.ndarray,
+    stamp: bytes,
+    *,
+    classes: Mapping[int, str] | None = None,
+    force: bool = False,
+    durable: bool = False,
 ) -> None:
     """Write a label in one step as a grey 8-bit PNG that carries its stamp.
 
@@ -65,6 +71,7 @@ def write_label(
         stamp: of :func:`stamp`.
         classes: what the numbers mean, where the source has names; stored beside the pixels for :func:`classes_of`.
         force: replace a file that was not made here.
+        durable: see :func:`blpseg.utils.files.write_bytes_atomic`.
 
     Raises:
         BLPSegError: there is such a file.
@@ -79,7 +86,7 @@ def write_label(
     header = _chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     names = _chunk(_CLASSES + json.dumps(dict(classes)).encode()) if classes else b""
     pixels = _chunk(b"IDAT" + deflate.compress(rows.data) + deflate.flush())
-    write_bytes_atomic(path, _SIGNATURE + header + stamp + names + pixels + _PNG_END)
+    write_bytes_atomic(path, _SIGNATURE + header + stamp + names + pixels + _PNG_END, durable=durable)
 
 
 def classes_of(path: str) -> dict[int, str]:

@@ -131,6 +131,18 @@ def test_png_scribbles_of_another_program_become_strokes_and_are_kept(project):
     assert np.array_equal(cv2.imread(str(kept), cv2.IMREAD_UNCHANGED), label[::-1])
 
 
+def test_a_kill_between_strokes_and_label_moves_no_label_away(project, monkeypatch):
+    photo = project.photo("a.jpg")
+    project.write(photo, {"strokes": [stroke(1, [5, 5], [30, 5])]})
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(store, "write_label", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        project.write(photo, {"strokes": [stroke(2, [5, 40], [30, 40])]})
+    project.close()
+    again = Project(project.root)
+    assert label_of(again, "a.jpg")[40, 20] == 2 and label_of(again, "a.jpg")[5, 20] == 255
+    assert not (again.root / "scribbles/replaced").exists()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_region_as_strokes_is_exact(seed):
     rng = np.random.default_rng(seed)
