@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,11 @@ CLASSES = ["background", "apple", "pear"]
 
 # Two threads are what the smallest supported machine has; more would change the order of sums between machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# A run in the background of a script has SIGINT ignored, one under `nohup` SIGHUP; what the tests start inherits that.
+for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signum) == signal.SIG_IGN:
+        signal.signal(signum, handler)
 
 
 def pytest_collection_modifyitems(items):

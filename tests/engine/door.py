@@ -68,7 +68,6 @@ def train_net(arguments: list[str]) -> None:
 
 def _child(arguments: list[str], output: str, prelude: str) -> None:
     os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under `nohup`
     multiprocessing.set_start_method("fork", force=True)  # for loader workers: Linux's default, not the forkserver's
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
     os.dup2(file, 1)
