@@ -24,7 +24,14 @@ from ..utils.downloads import fetch
 from ..utils.errors import BLPSegError, describe
 from ..utils.weights_files import load_file, state_dict_of
 
-__all__ = ["FeaturePyramid", "TimmBackbone", "build_timm_backbone", "freeze_stages", "pretrained_features"]
+__all__ = [
+    "FeaturePyramid",
+    "PaddedToStride",
+    "TimmBackbone",
+    "build_timm_backbone",
+    "freeze_stages",
+    "pretrained_features",
+]
 
 logger = logging.getLogger(__name__)
 # It warns that an extractor has no place for the classifier of every pretrained network.
@@ -34,7 +41,20 @@ PRETRAINED = "pretrained"  # value of MODEL.TIMM.WEIGHTS
 PYRAMID_SCALES = {8: (2.0, 1.0, 0.5), 16: (4.0, 2.0, 1.0, 0.5), 32: (4.0, 2.0, 1.0)}  # stride of a plain network
 
 
-class TimmBackbone(Backbone):
+class PaddedToStride(Backbone):
+    """Images are padded to a multiple of the coarsest stride."""
+
+    @property
+    def size_divisibility(self) -> int:
+        """The coarsest stride: networks that add or concatenate their own levels need it."""
+        return max(self._out_feature_strides.values())
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        return {"size_divisibility": self.size_divisibility}
+
+
+class TimmBackbone(PaddedToStride):
     """The levels of a timm network at stride 4 and above, named by their stride: res2 (4), res3 (8), res4, res5.
 
     Where stages share a stride (``output_stride`` 8 or 16) the names count on, as those of Detectron2's ResNets do.
@@ -110,15 +130,6 @@ class TimmBackbone(Backbone):
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         maps = self.network(images)
         return {k: maps[i].movedim(-1, 1) if self._channels_last else maps[i] for k, i in self._indices.items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        """The coarsest stride: networks that add or concatenate their own levels need it."""
-        return max(self._out_feature_strides.values())
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.size_divisibility}
 
 
 class FeaturePyramid(Backbone):

@@ -6,12 +6,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
 
-from .timm_backbone import FeaturePyramid, freeze_stages, quarters
+from .timm_backbone import FeaturePyramid, PaddedToStride, freeze_stages, quarters
 
 __all__ = ["build_swin_backbone", "build_vit_backbone"]
 
 
-class _Swin(SwinTransformer):
+class _Swin(PaddedToStride, SwinTransformer):
     """Detectron2's, whose levels are p0..p3 there and whose ``size_divisibility`` reads an attribute it never sets."""
 
     # A classifier's file has no norms of the inner levels.
@@ -27,14 +27,6 @@ class _Swin(SwinTransformer):
     def forward(self, x):
         """(N, 3, H, W) normalised -> level name -> (N, C, H / stride, W / stride)."""
         return dict(zip(self._out_features, super().forward(x).values(), strict=True))
-
-    @property
-    def size_divisibility(self) -> int:
-        return max(self._out_feature_strides.values())
-
-    @property
-    def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.size_divisibility}
 
 
 @BACKBONE_REGISTRY.register()
