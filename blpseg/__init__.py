@@ -29,10 +29,10 @@ when_imported("detectron2.evaluation.sem_seg_evaluation", let_evaluator_copy)
 def get_cfg(config_file="", opts=()):
     """:func:`blpseg.config.get_cfg`, with the folder data set that the config names put in the catalog."""
     from . import config
-    from .data.datasets import register_folder
+    from .data.datasets import register_datasets
 
     cfg = config.get_cfg(config_file, opts)
-    register_folder(cfg)
+    register_datasets(cfg)
     return cfg
 
 

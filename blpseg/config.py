@@ -177,6 +177,9 @@ def _add_input_keys(cfg: CN) -> None:
 
 
 def _add_dataset_keys(cfg: CN) -> None:
+    # About this part of the images of DATASETS.TRAIN is kept from training and stands in the catalogs as
+    # <NAME>_held_out. With DATASETS.TEST "()" the model is evaluated on it, by its strokes where it has no masks.
+    cfg.DATASETS.HOLD_OUT = 0.0
     # A user's own folder. With NAME set, "<NAME>_train" and "<NAME>_val" stand in the catalog.
     cfg.DATASETS.FOLDER = CN()
     cfg.DATASETS.FOLDER.NAME = ""
@@ -189,6 +192,7 @@ def _add_dataset_keys(cfg: CN) -> None:
     cfg.DATASETS.FOLDER.TRAIN_MASKS = ""  # dense masks of the training images, optional
     cfg.DATASETS.FOLDER.SKIP_UNANNOTATED = False  # leave out training images that have no scribble file (yet)
     cfg.DATASETS.FOLDER.VAL_IMAGES = "images/val"
+    cfg.DATASETS.FOLDER.VAL_SCRIBBLES = "scribbles/val"  # where there are no masks
     cfg.DATASETS.FOLDER.VAL_MASKS = "masks/val"
     cfg.DATASETS.FOLDER.IGNORE_LABEL = 255  # in the dense masks
     cfg.DATASETS.FOLDER.EVALUATOR = "sem_seg"  # "sem_seg", or "sem_seg_volume" for 3-D Dice as well
@@ -240,6 +244,8 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.BOUNDARY_IOU = False  # Detectron2's BoundaryIoU beside IoU; several times slower
     cfg.TEST.COCO_JSON = False  # Detectron2's sem_seg_predictions.json (run lengths of every segment); slow
 
+    # The estimate from scribbles (blpseg/evaluation/from_scribbles.py) also where there are masks to compare it with.
+    cfg.TEST.SCRIBBLE_ESTIMATE = False
     # Where is it wrong? IoU by distance to scribble and boundary and by thickness, figures, best and worst images.
     cfg.TEST.REPORT = CN()
     cfg.TEST.REPORT.ENABLED = False

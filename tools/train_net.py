@@ -38,8 +38,6 @@ def setup(args):
 
 
 def evaluate(cfg, args):
-    if not cfg.DATASETS.TEST:
-        raise BLPSegError("config: DATASETS.TEST is empty; name a data set to evaluate on")
     model = engine.Trainer.build_model(cfg)
     engine.load_trained(cfg, model, resume=args.resume, trust=args.trust_checkpoint)
     return engine.Trainer.test(cfg, model)

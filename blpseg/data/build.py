@@ -23,7 +23,7 @@ from ..utils.files import read_label
 from ..utils.labels import UNANNOTATED
 from ..utils.parallel import die_with
 from .dataset_mapper import LABEL_FILES, ScribbleDatasetMapper
-from .datasets import load_records, register_folder
+from .datasets import load_records, register_datasets, split_records
 
 __all__ = ["build_test_loader", "build_train_loader"]
 
@@ -54,11 +54,14 @@ def build_train_loader(
         BLPSegError: data is missing, no label has an annotated pixel, classes do not fit the model, or the batch cannot
             be divided. While iterating: a file is bad; also from a worker process it arrives as this one line.
     """
-    register_folder(cfg)
+    register_datasets(cfg)
     if not cfg.DATASETS.TRAIN:
         raise BLPSegError("DATASETS.TRAIN is empty; name a data set to train on")
     optional = ("scribbles",) if cfg.INPUT.SUPERVISION == "dense" else ()
     records = [record for name in cfg.DATASETS.TRAIN for record in _load(cfg, name, optional)]
+    records = split_records(records, cfg.DATASETS.HOLD_OUT)[0]
+    if not records:
+        raise BLPSegError(f"DATASETS.HOLD_OUT {cfg.DATASETS.HOLD_OUT} leaves no image to train on; hold out fewer")
     _require_annotation(records, LABEL_FILES[cfg.INPUT.SUPERVISION])
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
@@ -90,7 +93,7 @@ def build_test_loader(
     Raises:
         BLPSegError: as :func:`build_train_loader`.
     """
-    register_folder(cfg)
+    register_datasets(cfg)
     records = _load(cfg, dataset_name)
     return _Loader(
         _MappedDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS),

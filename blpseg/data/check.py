@@ -125,9 +125,9 @@ def _expected_labels(name: str, records: Sequence[dict]) -> tuple[str, ...]:
     """The labels that every record must have: scribbles where any split of that kind has them, else masks."""
     split = splits().get(name)
     if split is not None:
-        if split.skip_unannotated:
-            return ()
-        return ("scribble_file_name",) if split.scribbles else ("sem_seg_file_name",)
+        if split.needed == "masks":
+            return ("sem_seg_file_name",)
+        return () if split.skip_unannotated else ("scribble_file_name",)
     keys = [key for key in ("scribble_file_name", "sem_seg_file_name") if any(key in record for record in records)]
     return tuple(keys[:1]) or ("sem_seg_file_name",)
 

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import Checkpointer, write_atomic
+from ..data.datasets import test_sets
 from ..utils.errors import BLPSegError
 from ..utils.files import without_nan
 from .interrupt import STOP
@@ -84,7 +85,7 @@ class CheckpointAndEvaluate(HookBase):
 
     def _evaluation_due(self, done: int) -> bool:
         period = self.trainer.cfg.TEST.EVAL_PERIOD
-        return bool(self.trainer.cfg.DATASETS.TEST) and (
+        return bool(test_sets(self.trainer.cfg)) and (
             done >= self.trainer.max_iter or (period > 0 and done % period == 0)
         )
 
@@ -102,8 +103,8 @@ class CheckpointAndEvaluate(HookBase):
         for name, value in flatten_results_dict(results).items():
             if isinstance(value, (int, float)) and math.isfinite(value):
                 trainer.storage.put_scalar(f"eval/{name}", value, smoothing_hint=False, cur_iter=iteration)
-        first = results if "sem_seg" in results else results.get(trainer.cfg.DATASETS.TEST[0], {})
-        score = first.get("sem_seg", {}).get("mIoU", math.nan)
+        first = results.get(test_sets(trainer.cfg)[0], results)
+        score = next((first[task]["mIoU"] for task in ("sem_seg", "scribbles") if task in first), math.nan)
         entry = without_nan({"iteration": iteration, "mIoU": score, "results": results})
         others = [e for e in self._history if e["iteration"] != iteration]
         best = max((e["mIoU"] for e in others if e["mIoU"] is not None), default=-math.inf)

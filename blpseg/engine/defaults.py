@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..data.datasets import register_folder
+from ..data.datasets import register_datasets
 from ..utils.device import choose_device, device_name
 from ..utils.threads import allowed_cpus, busy_cpus, choose_threads
 from .output_dir import claim_output_dir, setup_logging
@@ -34,7 +34,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         BLPSegError: see :func:`claim_output_dir` and :func:`choose_device`.
     """
-    register_folder(cfg)  # a spawned process has catalogs of its own
+    register_datasets(cfg)  # a spawned process has catalogs of its own
     device = choose_device(cfg.MODEL.DEVICE)
     if getattr(args, "eval_only", False):
         setup_logging(cfg.OUTPUT_DIR, comm.get_rank())

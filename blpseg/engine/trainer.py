@@ -22,7 +22,7 @@ from torch import nn
 
 from ..checkpoint import Checkpointer, load_weights
 from ..data.build import build_test_loader, build_train_loader
-from ..data.datasets import register_folder
+from ..data.datasets import register_datasets, test_sets
 from ..evaluation import build_evaluator, check_test_sets, evaluate
 from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
@@ -73,7 +73,7 @@ class Trainer(DefaultTrainer):
         self._wanted_device, self._wanted_seed = cfg.MODEL.DEVICE, cfg.SEED
         self.cfg = cfg = _completed(cfg)
         self.max_iter = cfg.SOLVER.MAX_ITER
-        register_folder(cfg)
+        register_datasets(cfg)
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
         if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cuda":
@@ -148,7 +148,7 @@ class Trainer(DefaultTrainer):
             ``{task: {metric: number}}`` for a single data set, ``{data set: ...}`` of that for several; empty in
             the other processes.
         """
-        names = cfg.DATASETS.TEST
+        names = test_sets(cfg)
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         if evaluators is not None and len(evaluators) != len(names):

@@ -14,10 +14,11 @@ from tabulate import tabulate
 from torch import nn
 
 from ..data.build import build_test_loader
-from ..data.datasets import load_records
+from ..data.datasets import load_records, test_sets
 from ..utils.errors import BLPSegError
 from ..utils.files import without_nan, write_json
 from .crf import CRFEvaluator, DenseCRF
+from .from_scribbles import ScribbleEvaluator
 from .inference import Inference
 from .report import ReportEvaluator
 from .sem_seg import SemSegEvaluator
@@ -32,8 +33,10 @@ EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
     """The evaluator of a data set, by its metadata's ``evaluator_type``, with what ``TEST.*`` adds to it.
 
+    Where the records have no masks, a :class:`ScribbleEvaluator` on their strokes.
+
     Args:
-        cfg: ``TEST.CRF``, ``TEST.REPORT`` and the evaluators' own keys are read.
+        cfg: ``TEST.CRF``, ``TEST.REPORT``, ``TEST.SCRIBBLE_ESTIMATE`` and the evaluators' own keys are read.
         dataset_name: a name in the catalogs.
         output_dir: for files; None for ``<OUTPUT_DIR>/inference/<dataset_name>``.
 
@@ -55,9 +58,16 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; they must agree"
         )
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    evaluator = EVALUATORS[kind].from_config(cfg, dataset_name, output_dir)
-    if cfg.TEST.REPORT.ENABLED:
-        evaluator = DatasetEvaluators([evaluator, ReportEvaluator.from_config(cfg, dataset_name, output_dir)])
+    records = DatasetCatalog.get(dataset_name)
+    scribbles = all("scribble_file_name" in record for record in records)
+    masks = not scribbles or any("sem_seg_file_name" in record for record in records)
+    kinds = [EVALUATORS[kind]] if masks else []
+    if masks and cfg.TEST.REPORT.ENABLED:
+        kinds.append(ReportEvaluator)
+    if scribbles and (not masks or cfg.TEST.SCRIBBLE_ESTIMATE):
+        kinds.append(ScribbleEvaluator)
+    evaluators = [kind.from_config(cfg, dataset_name, output_dir) for kind in kinds]
+    evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     if cfg.TEST.CRF.ENABLED:
         return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS, cfg.INPUT.FORMAT)
     return evaluator
@@ -70,7 +80,7 @@ def evaluate(
     build_loader: Callable = build_test_loader,
     build_evaluator: Callable = build_evaluator,
 ) -> OrderedDict:
-    """Evaluate ``model`` on every data set of ``DATASETS.TEST``, as ``TEST.*`` says.
+    """Evaluate ``model`` on every data set of ``DATASETS.TEST`` (or held-out images), as ``TEST.*`` says.
 
     In a distributed job every process must call it. The main process prints for each data set a table of the
     classes and a line ``mIoU: <percent>``, logs Detectron2's copy-paste lines and writes
@@ -88,13 +98,17 @@ def evaluate(
     Raises:
         BLPSegError: no data set is named, or the data are unsound (:meth:`SemSegEvaluator.process`).
     """
-    if not cfg.DATASETS.TEST:
-        raise BLPSegError("DATASETS.TEST names no data set to evaluate on")
+    names = test_sets(cfg)
+    if not names:
+        raise BLPSegError("config: DATASETS.TEST is empty; name a data set to evaluate on")
     results = OrderedDict()
-    for dataset_name in cfg.DATASETS.TEST:
+    for dataset_name in names:
         loader, evaluator = build_loader(cfg, dataset_name), build_evaluator(cfg, dataset_name)
         # Where no evaluator asks for logits, a class map is enough: a byte a pixel.
-        inference = Inference.from_config(cfg, model, classes_only=_takes_class_maps(evaluator))
+        annotated = any(isinstance(part, ScribbleEvaluator) for part in _parts(evaluator))
+        inference = Inference.from_config(
+            cfg, model, classes_only=_takes_class_maps(evaluator), annotated=annotated and hasattr(model, "inspect")
+        )
         dataset_results = inference_on_dataset(inference, loader, evaluator)
         if comm.is_main_process():
             results[dataset_name] = dataset_results
@@ -115,12 +129,12 @@ def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -
     Raises:
         BLPSegError: the first fault.
     """
-    for name in cfg.DATASETS.TEST:
+    for name in test_sets(cfg):
         try:
             load_records(name)
             for part in _parts(build_evaluator(cfg, name)):
-                if isinstance(part, SemSegEvaluator):
-                    part.check_masks()
+                if isinstance(part, (SemSegEvaluator, ScribbleEvaluator)):
+                    part.check_labels()
         except BLPSegError as error:
             raise BLPSegError(f'{error}; or train without evaluation: DATASETS.TEST "()"') from error
 
@@ -135,7 +149,7 @@ def _takes_class_maps(evaluator: DatasetEvaluator) -> bool:
     """Whether (H, W) class maps will do; Detectron2's evaluators and a CRF start from (C, H, W) logits."""
     if isinstance(evaluator, CRFEvaluator):
         return False
-    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator)) for part in _parts(evaluator))
+    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator, ScribbleEvaluator)) for part in _parts(evaluator))
 
 
 def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]], views: int) -> str:
@@ -158,6 +172,15 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
             tabulate(rows, headers=["class", *columns], floatfmt=".2f", missingval="-"),
             "",
             tabulate(overall, floatfmt=".2f", tablefmt="plain", missingval="-"),
-            *(f"mIoU: {metrics['mIoU']:.3f}" for task, metrics in results.items() if task == "sem_seg"),
+            *(_summary(task, metrics) for task, metrics in results.items() if task in ("sem_seg", "scribbles")),
         ]
+    )
+
+
+def _summary(task: str, metrics: Mapping[str, float]) -> str:
+    if task == "sem_seg":
+        return f"mIoU: {metrics['mIoU']:.3f}"
+    return (
+        f"mIoU estimated from scribbles: {metrics['mIoU']:.1f} (95 % interval {metrics['mIoU_low']:.1f} to "
+        f"{metrics['mIoU_high']:.1f}); on annotated pixels alone {metrics['mIoU_annotated_pixels']:.1f}"
     )

@@ -135,13 +135,14 @@ class CRFEvaluator(DatasetEvaluator):
             image = image_array(x["image"].flip(0) if self._swap else x["image"], logits.shape[-2:])
             # Only the record, so that the queue does not keep the images' tensors.
             record = {key: value for key, value in x.items() if not isinstance(value, torch.Tensor)}
-            self._pending.append((record, self._pool.submit(self._crf, logits, image)))
+            rest = {key: value for key, value in output.items() if key != "sem_seg"}
+            self._pending.append((record, rest, self._pool.submit(self._crf, logits, image)))
             while len(self._pending) > 2 * self._workers:
                 self._take()
 
     def _take(self) -> None:
-        record, future = self._pending.popleft()
-        self._evaluator.process([record], [{"sem_seg": torch.from_numpy(future.result())}])
+        record, rest, future = self._pending.popleft()
+        self._evaluator.process([record], [{"sem_seg": torch.from_numpy(future.result()), **rest}])
 
     def evaluate(self):
         try:

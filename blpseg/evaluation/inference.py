@@ -49,6 +49,7 @@ class Inference(nn.Module):
         tile_overlap: int = 128,
         longest_side: int = 0,
         classes_only: bool = False,
+        annotated: bool = False,
     ):
         """
         Args:
@@ -60,6 +61,7 @@ class Inference(nn.Module):
             tile_size, tile_overlap: side of a tile and the least overlap of neighbours, pixels of the image.
             longest_side: scales are relative to an image of at most this side; 0 for the image as it is.
             classes_only: return (H, W) uint8 class maps instead of logits: one byte for each pixel.
+            annotated: return how probable annotation is as well; the model then has BLPSeg's ``inspect``.
 
         Raises:
             BLPSegError: a scale is not positive, or the overlap is not smaller than a tile.
@@ -77,11 +79,12 @@ class Inference(nn.Module):
         self.tile_overlap = tile_overlap
         self.longest_side = longest_side
         self.classes_only = classes_only
+        self.annotated = annotated
         self.training = model.training  # Detectron2's inference_context restores what it finds here
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module, *, classes_only: bool = False) -> Inference:
-        """``TEST.AUG.*`` and ``TEST.TILE.*`` of a config around ``model``."""
+    def from_config(cls, cfg: CfgNode, model: nn.Module, **options) -> Inference:
+        """``TEST.AUG.*`` and ``TEST.TILE.*`` of a config around ``model``; ``options`` are further arguments."""
         augment = cfg.TEST.AUG.ENABLED
         return cls(
             model,
@@ -91,7 +94,7 @@ class Inference(nn.Module):
             tile_size=cfg.TEST.TILE.SIZE,
             tile_overlap=cfg.TEST.TILE.OVERLAP,
             longest_side=cfg.INPUT.LONGEST_SIDE,
-            classes_only=classes_only,
+            **options,
         )
 
     @property
@@ -108,7 +111,7 @@ class Inference(nn.Module):
 
         Returns:
             a list of ``{"sem_seg": (C, height, width) float32 logits}``, or of (height, width) uint8 class
-            maps with ``classes_only``.
+            maps with ``classes_only``; with ``annotated`` also ``"annotated"``, (height, width) float32 in 0..1.
         """
         results: list[dict | None] = [None] * len(batched_inputs)
         groups: dict[tuple, list[int]] = {}
@@ -127,6 +130,8 @@ class Inference(nn.Module):
                 maps = [self._finish(logits) for logits in self._average(images, result_size, scales)]
             for i, sem_seg in zip(members, maps, strict=True):
                 results[i] = {"sem_seg": sem_seg}
+                if self.annotated:
+                    results[i]["annotated"] = self._annotated(batched_inputs[i]["image"], result_size, scales[0])
         return results
 
     @staticmethod
@@ -167,6 +172,16 @@ class Inference(nn.Module):
         if logits.shape[-2:] == size:
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+
+    def _annotated(self, image: torch.Tensor, size: tuple[int, int], scale: float) -> torch.Tensor:
+        """(3, H, W) -> *size*: 1 - q of "not annotated", from one view, which is smaller where the image is large."""
+        height, width = image.shape[-2:]
+        if self.tile_above:
+            scale = min(scale, math.sqrt(self.tile_above / (height * width)))
+        scaled_size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        view = F.interpolate(self._to_device(image)[None].float(), scaled_size, mode="bilinear", antialias=True)[0]
+        (maps,) = self.model.inspect([{"image": view}])
+        return F.interpolate(1 - maps["annotation_prob"][None, -1:], size, mode="bilinear")[0, 0]
 
     def _tiled(self, image: torch.Tensor, size: tuple[int, int], scales: Sequence[float]) -> torch.Tensor:
         """(3, H, W) -> (C, *size) logits, or the class map, put together from tiles."""

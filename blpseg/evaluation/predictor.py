@@ -18,7 +18,7 @@ from torch import nn
 
 from ..checkpoint import load_file, load_weights
 from ..config import get_cfg
-from ..data.datasets import register_folder
+from ..data.datasets import register_datasets
 from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
@@ -79,7 +79,7 @@ def checkpoint_config(path: str, opts: Sequence = ()) -> tuple[CfgNode, list[str
             opts = ["MODEL.DEVICE", "cpu", *opts]
         try:
             cfg = get_cfg(file, opts)
-            register_folder(cfg)
+            register_datasets(cfg)
         except BLPSegError:  # the folder of the data set has moved; the checkpoint has the names of its classes
             cfg = get_cfg(file, [*opts, "DATASETS.FOLDER.NAME", ""])
     names = state.get("class_names")

@@ -115,7 +115,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         """(C, C) int64 pixels, [prediction, label]; of the whole set on the main process after :meth:`evaluate`."""
         return self._conf_matrix[:-1, :-1]
 
-    def check_masks(self) -> None:
+    def check_labels(self) -> None:
         """Read every mask as :meth:`process` will.
 
         Raises:

@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "DATALOADER.NUM_WORKERS": _WORKERS,
     "DATASETS.FOLDER.CLASSES": _each(_TEXT, 0, 254),
     "DATASETS.FOLDER.IGNORE_LABEL": _within(0, 255),
+    "DATASETS.HOLD_OUT": _within(0, 0.9),
     "DATASETS.TEST": _each(_TEXT, 0),
     "DATASETS.TRAIN": _each(_TEXT, 0),
     "INPUT.COLOR_JITTER.BRIGHTNESS": _within(0, 1),

@@ -45,7 +45,7 @@ def register_folder(cfg: CfgNode) -> None:
     classes, colors = folder_classes(folder)
     remedies = {
         part: f"DATASETS.FOLDER.{key} says where they lie below DATASETS.FOLDER.ROOT ({folder.ROOT})"
-        for part, key in (("images", "*_IMAGES"), ("scribbles", "TRAIN_SCRIBBLES"), ("masks", "*_MASKS"))
+        for part, key in (("images", "*_IMAGES"), ("scribbles", "*_SCRIBBLES"), ("masks", "*_MASKS"))
     }
     volume = r"(?P<volume>.+)_slice_?(?P<slice>\d+)" if folder.EVALUATOR == "sem_seg_volume" else ""
     train = Split(
@@ -61,10 +61,13 @@ def register_folder(cfg: CfgNode) -> None:
     val = Split(
         name=f"{folder.NAME}_val",
         images=folder.VAL_IMAGES,
+        scribbles=folder.VAL_SCRIBBLES,
         masks=folder.VAL_MASKS,
         root=root,
         remedies=remedies,
         volume=volume,
+        skip_unannotated=True,
+        evaluated=True,
     )
     for split in (train, val):
         if split.name not in _FOLDER_SPLITS and (split.name in splits() or split.name in DatasetCatalog):

@@ -51,6 +51,7 @@ class Split:
         remedies: part ("images", "scribbles", "masks", "names") -> what to do when it is missing.
         volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes.
         skip_unannotated: leave out images without a scribble file, rather than ask for it.
+        evaluated: a split to evaluate on, by its masks, or by its scribbles where the folder of masks is missing.
     """
 
     name: str
@@ -62,11 +63,20 @@ class Split:
     remedies: Mapping[str, str] = field(default_factory=dict)
     volume: str = ""
     skip_unannotated: bool = False
+    evaluated: bool = False
 
     def path(self, part: str) -> str:
         """Where a part ("images", "scribbles", "masks", "names") lies; "" if the split has none."""
         relative = getattr(self, part)
         return os.path.join(self.root or data_root(), relative) if relative else ""
+
+    @property
+    def needed(self) -> str:
+        """The part that each image needs beside itself: "scribbles" or "masks"."""
+        if not self.scribbles:
+            return "masks"
+        masks = self.evaluated and (paths.isdir(self.path("masks")) or not paths.isdir(self.path("scribbles")))
+        return "masks" if masks else "scribbles"
 
     def remedy(self, part: str) -> str:
         """What to do when a part is missing."""
@@ -150,7 +160,7 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
     for part, key in (("scribbles", "scribble_file_name"), ("masks", "sem_seg_file_name")):
         if not getattr(split, part):
             continue
-        if part in optional or (part == "masks" and split.scribbles):
+        if part in optional or part != split.needed:
             files = index_folder(split.path(part)) if paths.isdir(split.path(part)) else {}
         else:
             files = _index(split, part)

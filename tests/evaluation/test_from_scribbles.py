@@ -1,0 +1,146 @@
+"""The mIoU that is estimated from strokes, against loops, a population that is known."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from blpseg.data.datasets import load_records, split_records
+from blpseg.evaluation import build_evaluator, evaluate
+from blpseg.evaluation.from_scribbles import LARGEST_WEIGHT, PRIOR_PIXELS, estimate_confusion, strata
+from blpseg.utils.errors import BLPSegError
+
+CLASSES, STRATA = 3, 4
+
+
+def confusion_by_loop(prediction, label, stratum):
+    """The estimate, a pixel at a time; label -1 = not annotated."""
+    there, taken = [0] * STRATA, [0] * STRATA
+    for y, s in zip(label, stratum, strict=True):
+        there[s] += 1
+        taken[s] += y >= 0
+    mean = sum(taken) / sum(there)
+    probability = [(n + PRIOR_PIXELS * mean) / (m + PRIOR_PIXELS) for n, m in zip(taken, there, strict=True)]
+    confusion = [[0.0] * CLASSES for _ in range(CLASSES)]
+    for p, y, s in zip(prediction, label, stratum, strict=True):
+        if y >= 0:
+            confusion[p][y] += min(1 / probability[s], LARGEST_WEIGHT / mean)
+    for p, row in enumerate(confusion):
+        pixels, total = sum(q == p for q in prediction), sum(row)
+        for y in range(CLASSES):
+            row[y] *= pixels / total if total else 0
+    return confusion
+
+
+def counted(prediction, label, stratum):
+    pixels, annotated = np.zeros((CLASSES, STRATA)), np.zeros((CLASSES, CLASSES, STRATA))
+    np.add.at(pixels, (prediction, stratum), 1)
+    drawn = label >= 0
+    np.add.at(annotated, (prediction[drawn], label[drawn], stratum[drawn]), 1)
+    return pixels, annotated
+
+
+def population(rng, count, rates):
+    """Pixels of which those of a low stratum are seldom right and seldom annotated."""
+    stratum = rng.integers(0, STRATA, count)
+    label = rng.choice(CLASSES, count, p=[0.6, 0.3, 0.1])
+    wrong = rng.random(count) < np.array([0.5, 0.3, 0.1, 0.02])[stratum]
+    prediction = np.where(wrong, rng.integers(0, CLASSES, count), label)
+    annotated = rng.random(count) < np.asarray(rates)[stratum]
+    return prediction, label, np.where(annotated, label, -1), stratum
+
+
+def test_confusion_agrees_with_a_plain_loop():
+    rng = np.random.default_rng(0)
+    prediction, _, label, stratum = population(rng, 400, [0.01, 0.1, 0.3, 0.6])
+    expected = confusion_by_loop(prediction.tolist(), label.tolist(), stratum.tolist())
+    np.testing.assert_allclose(estimate_confusion(*counted(prediction, label, stratum)), expected, rtol=1e-12)
+
+
+def ious(confusion):
+    return np.diag(confusion) / (confusion.sum(0) + confusion.sum(1) - np.diag(confusion))
+
+
+def test_population_is_found_again_where_plain_accuracy_flatters():
+    rng = np.random.default_rng(1)
+    prediction, truth, label, stratum = population(rng, 400_000, [0.01, 0.03, 0.1, 0.3])
+    pixels, annotated = counted(prediction, label, stratum)
+    true = ious(counted(prediction, truth, stratum)[1].sum(2)).mean()
+    assert ious(annotated.sum(2)).mean() > true + 0.1
+    assert ious(estimate_confusion(pixels, annotated)).mean() == pytest.approx(true, abs=0.01)
+
+
+def test_strata_tell_distances_and_odds_apart():
+    prediction = np.zeros((8, 40), np.uint8)
+    prediction[:, 20:] = 1
+    near_and_far = strata(prediction, None)
+    assert near_and_far[4, 19] == near_and_far[4, 20] == 0 < near_and_far[4, 0]
+    with_odds = strata(prediction, np.full(prediction.shape, 0.5, np.float32))
+    assert len(np.unique(with_odds - near_and_far)) == 1
+    assert (strata(prediction, np.full(prediction.shape, 0.9, np.float32)) > with_odds).all()
+
+
+def test_held_out_images_depend_on_their_names_alone():
+    records = [{"image_id": f"photo{i}"} for i in range(1000)]
+    kept, held_out = split_records(records, 0.2)
+    assert 150 < len(held_out) < 250 and len(kept) + len(held_out) == 1000
+    assert split_records(records[::2], 0.2)[1] == [r for r in records[::2] if r in held_out]
+    assert split_records(records, 0.0) == (records, [])
+    slices = [{"image_id": f"p{p}_{i}", "volume_id": f"p{p}"} for p in range(40) for i in range(5)]
+    for part in split_records(slices, 0.3):
+        assert part and all(sum(s["volume_id"] == r["volume_id"] for s in part) == 5 for r in part)
+
+
+@pytest.fixture
+def without_masks(made_folder):
+    """Strokes of the validation images take the place of their masks."""
+    shutil.copytree(made_folder / "masks/val", made_folder / "scribbles/val", dirs_exist_ok=True)
+    shutil.rmtree(made_folder / "masks/val")
+    return made_folder
+
+
+class Known(torch.nn.Module):
+    """Predicts class 1 in the left half, 0 elsewhere."""
+
+    def forward(self, batched_inputs):
+        outputs = []
+        for x in batched_inputs:
+            height, width = x["image"].shape[-2:]
+            logits = torch.zeros(3, height, width)
+            logits[0], logits[1, :, : width // 2] = 0.5, 1.0
+            outputs.append({"sem_seg": logits})
+        return outputs
+
+
+def test_full_strokes_give_the_true_score(made_cfg, without_masks, tmp_path, capsys):
+    cfg = made_cfg("OUTPUT_DIR", str(tmp_path / "out"), "TEST.AUG.ENABLED", False)
+    results = evaluate(cfg, Known())["scribbles"]
+    confusion = np.zeros((3, 3))
+    for record in load_records("made_val"):
+        label = cv2.imread(record["scribble_file_name"], cv2.IMREAD_UNCHANGED)
+        prediction = np.zeros_like(label)
+        prediction[:, : label.shape[1] // 2] = 1
+        np.add.at(confusion, (prediction, label), 1)
+    with np.errstate(invalid="ignore"):
+        expected = 100 * ious(confusion)
+    assert results["mIoU"] == pytest.approx(expected.mean(), abs=1e-9)
+    assert results["mIoU_annotated_pixels"] == pytest.approx(expected.mean(), abs=1e-9)
+    assert results["mIoU_low"] <= results["mIoU"] <= results["mIoU_high"]
+    assert "mIoU estimated from scribbles" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (lambda f: cv2.imwrite(str(f), np.zeros((5, 5), np.uint8)), "5 x 5"),
+        (lambda f: cv2.imwrite(str(f), np.full((40, 52), 7, np.uint8)), "label value 7"),
+    ],
+    ids=["size", "value"],
+)
+def test_faulty_strokes_end_in_one_line(made_cfg, without_masks, tmp_path, fault, words):
+    fault(without_masks / "scribbles/val/val0.png")
+    evaluator = build_evaluator(made_cfg("OUTPUT_DIR", str(tmp_path / "out")), "made_val")
+    with pytest.raises(BLPSegError, match=words):
+        evaluator.check_labels()
