@@ -52,6 +52,18 @@ TREES = {
     "synthetic_scribble_train": (
         *(7, 255, "synthetic/images/train", "synthetic/scribbles/train", "synthetic/masks/train", None),
     ),
+    "s4pascal_scribble_train": (
+        *(21, 255, f"{VOC}/JPEGImages", "s4Pascal/scribble/VOCScribble_aug_auto", f"{VOC}/SegmentationClassAug"),
+        f"{VOC}/ImageSets/Segmentation/trainaug.txt",
+    ),
+    "s4ade20k_scribble_train": (
+        *(150, 255, "ADEChallengeData2016/images/training", "s4ADE20K/labels/training"),
+        *("ADEChallengeData2016/annotations_detectron2/training", None),
+    ),
+    "s4ade20k_val": (
+        *(150, 255, "ADEChallengeData2016/images/validation", None),
+        *("ADEChallengeData2016/annotations_detectron2/validation", None),
+    ),
     "synthetic_val": (7, 255, "synthetic/images/val", None, "synthetic/masks/val", None),
 }
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
+from blpseg.data.datasets import load_records
 from blpseg.utils.errors import BLPSegError
-from datasets import prepare_acdc, prepare_camvid, prepare_pascal_context, prepare_pascal_voc
+from datasets import prepare_acdc, prepare_camvid, prepare_cityscapes, prepare_pascal_context, prepare_pascal_voc
 
 h5py = pytest.importorskip("h5py")
 
@@ -295,6 +296,75 @@ def test_camvid_problems_are_named(camvid_tree, capsys):
         prepare_camvid.prepare(str(root / "nowhere"))
 
 
+@pytest.fixture
+def cityscapes_tree(tmp_path):
+    """Two cities as published: label ids, in the scribbles as three equal channels with 0 for not annotated."""
+    ids = np.array([[7, 8, 11, 12, 13, 17, 19], [20, 21, 22, 23, 24, 25, 26], [27, 28, 31, 32, 33, 0, 1]], np.uint8)
+    for city, part in (("aachen", "train"), ("ulm", "train"), ("munster", "val")):
+        stem = f"{city}_000000_000019"
+        for folder in (f"cityscapes/leftImg8bit/{part}/{city}", f"cityscapes/gtFine/{part}/{city}"):
+            (tmp_path / folder).mkdir(parents=True)
+        image = tmp_path / f"cityscapes/leftImg8bit/{part}/{city}/{stem}_leftImg8bit.png"
+        cv2.imwrite(str(image), np.zeros((3, 7, 3), np.uint8))
+        masks = tmp_path / f"cityscapes/gtFine/{part}/{city}"
+        cv2.imwrite(str(masks / f"{stem}_gtFine_labelIds.png"), ids)
+        cv2.imwrite(str(masks / f"{stem}_gtFine_color.png"), np.full((3, 7, 3), (1, 2, 3), np.uint8))
+        if part == "train":
+            scribbles = tmp_path / f"s4Cityscapes/scribbles/gtFine/train/{city}"
+            scribbles.mkdir(parents=True)
+            (scribbles / f"{stem}_gtFine_labelIds.h5").touch()
+            drawn = ids * (np.arange(7) % 2).astype(np.uint8)
+            cv2.imwrite(str(scribbles / f"{stem}_gtFine_labelIds.png"), np.dstack([drawn] * 3))
+    return tmp_path
+
+
+def test_cityscapes_ids_become_classes(cityscapes_tree, monkeypatch, capsys):
+    assert prepare_cityscapes.prepare(str(cityscapes_tree)) == 0
+    before = snapshot(cityscapes_tree)
+    assert prepare_cityscapes.prepare(str(cityscapes_tree)) == 0
+    assert snapshot(cityscapes_tree) == before and "5 up to date" in capsys.readouterr().out
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(cityscapes_tree))
+    train, val = load_records("s4cityscapes_scribble_train"), load_records("s4cityscapes_val")
+    assert [record["image_id"] for record in train] == ["aachen_000000_000019", "ulm_000000_000019"]
+    assert all(record["file_name"].endswith("_leftImg8bit.png") for record in train + val)
+    classes = np.array([*range(19), 255, 255]).reshape(3, 7)  # as cityscapesScripts' table of train ids
+    for record in train + val:
+        np.testing.assert_array_equal(cv2.imread(record["sem_seg_file_name"], cv2.IMREAD_UNCHANGED), classes)
+    scribble = cv2.imread(train[1]["scribble_file_name"], cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(scribble, np.where(np.arange(7) % 2, classes, 255))
+    assert len(val) == 1 and "scribble_file_name" not in val[0]
+
+
+def test_cityscapes_problems_are_named(cityscapes_tree, capsys):
+    bad = cityscapes_tree / "s4Cityscapes/scribbles/gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png"
+    bad.write_bytes(b"no png")
+    assert prepare_cityscapes.prepare(str(cityscapes_tree)) == 1
+    assert f"{bad}: not an image" in capsys.readouterr().err
+    with pytest.raises(BLPSegError, match="no such folder; datasets/README.md"):
+        prepare_cityscapes.prepare(str(cityscapes_tree / "nowhere"))
+
+
+def test_ade20k_scribbles(tmp_path, run_tool, monkeypatch):
+    """Values 1..150 with 0 for not annotated, as three equal channels; the commands of datasets/README.md."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    values = np.array([[0, 1, 150], [0, 12, 0]], np.uint8)
+    ade, scribbles = tmp_path / "ADEChallengeData2016", tmp_path / "s4ADE20K/scribbles/training"
+    for folder in (ade / "images/training", ade / "annotations/training", scribbles):
+        folder.mkdir(parents=True)
+    cv2.imwrite(str(ade / "images/training/ADE_train_00000001.jpg"), np.zeros((2, 3, 3), np.uint8))
+    cv2.imwrite(str(ade / "annotations/training/ADE_train_00000001.png"), values)
+    cv2.imwrite(str(scribbles / "ADE_train_00000001.png"), np.dstack([values] * 3))
+    for source, output in (
+        (scribbles, tmp_path / "s4ADE20K/labels/training"),
+        (ade / "annotations/training", ade / "annotations_detectron2/training"),
+    ):
+        options = ("--label-png", str(source), "--unannotated-value", "0", "--output", str(output))
+        assert run_tool("datasets/prepare_scribbles.py", *options) == 0
+    (record,) = load_records("s4ade20k_scribble_train")
+    for key in ("scribble_file_name", "sem_seg_file_name"):
+        np.testing.assert_array_equal(cv2.imread(record[key], cv2.IMREAD_UNCHANGED), [[255, 0, 149], [255, 11, 255]])
+
+
 def h5_links(path):
     with h5py.File(path, "w") as file:
         file["label"], file["scribble"] = np.zeros((2, 4, 4), np.uint8), np.zeros((4, 4), np.uint8)
@@ -350,7 +420,7 @@ def test_context_mat_is_one_line(context, capsys, name):
     assert "c.mat: not a .mat file with LabelMap" in capsys.readouterr().err
 
 
-def test_what_was_not_made_here_stays(context, h5, camvid_tree, capsys):
+def test_what_was_not_made_here_stays(context, h5, camvid_tree, cityscapes_tree, capsys):
     """Of each command: a file of somebody else's is named and left alone, and replaced with force."""
     (tree, _), (root, _), (camvid, _) = context, h5, camvid_tree
     for path, run in (
@@ -358,6 +428,8 @@ def test_what_was_not_made_here_stays(context, h5, camvid_tree, capsys):
         (root / "out/masks/train/patient021_frame01_slice_4.png",
          lambda **o: prepare_acdc.prepare(str(root / "ACDC"), str(root / "out"), workers=1, **o)),
         (camvid / "trainscribble/train1.png", lambda **o: prepare_camvid.prepare(str(camvid), workers=1, **o)),
+        (cityscapes_tree / "s4Cityscapes/masks/val/munster_000000_000019.png",
+         lambda **o: prepare_cityscapes.prepare(str(cityscapes_tree), workers=1, **o)),
     ):  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), np.zeros((36, 48), np.uint8))

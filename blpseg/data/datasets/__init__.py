@@ -1,7 +1,7 @@
 """Data sets, one file each; importing registers their splits. Registering never touches the disk."""
 
 from ...utils.paths import data_root
-from . import acdc, camvid, pascal_context, pascal_voc, synthetic  # noqa: F401  (register)
+from . import acdc, camvid, pascal_context, pascal_voc, scribbles4all, synthetic  # noqa: F401  (register)
 from .folder import register_folder
 from .held_out import register_held_out, split_records, test_sets
 from .splits import Split, load_records, register_split, splits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
@@ -47,6 +47,7 @@ class Split:
         name: in the catalogs.
         images, scribbles, masks: folders. Without ``scribbles`` it is a split to evaluate on, and masks must be there.
         names: text file with one stem a line; "" takes every image of the folder.
+        images_suffix: where given, the images are STEM + suffix, in the folder of images or one folder below it.
         root: "" for :func:`data_root`.
         remedies: part ("images", "scribbles", "masks", "names") -> what to do when it is missing.
         volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes.
@@ -59,6 +60,7 @@ class Split:
     scribbles: str = ""
     masks: str = ""
     names: str = ""
+    images_suffix: str = ""
     root: str = ""
     remedies: Mapping[str, str] = field(default_factory=dict)
     volume: str = ""
@@ -93,8 +95,8 @@ def splits() -> Mapping[str, Split]:
 
 def register_split(
     split: Split,
-    classes: Sequence[str],
-    colors: Sequence[Sequence[int]],
+    classes: Sequence[str] | Callable[[], Sequence[str]],
+    colors: Sequence[Sequence[int]] | Callable[[], Sequence[Sequence[int]]],
     ignore_label: int = UNANNOTATED,
     evaluator_type: str = "sem_seg",
 ) -> None:
@@ -102,8 +104,8 @@ def register_split(
 
     Args:
         split: see :class:`Split`.
-        classes: C names, background first.
-        colors: C RGB triples.
+        classes: C names, background first, or a function that returns them once Detectron2 is imported.
+        colors: C RGB triples, or such a function.
         ignore_label: value of the dense masks that stands for "no class".
         evaluator_type: "sem_seg" or "sem_seg_volume".
     """
@@ -116,8 +118,8 @@ def register_split(
         MetadataCatalog.pop(split.name, None)
         DatasetCatalog.register(split.name, lambda: load_records(split.name))
         MetadataCatalog.get(split.name).set(
-            stuff_classes=list(classes),
-            stuff_colors=[tuple(int(v) for v in color) for color in colors],
+            stuff_classes=list(classes() if callable(classes) else classes),
+            stuff_colors=[tuple(int(v) for v in color) for color in (colors() if callable(colors) else colors)],
             ignore_label=ignore_label,
             evaluator_type=evaluator_type,
         )
@@ -184,20 +186,29 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
     return records
 
 
-def index_folder(folder: str) -> dict[str, str]:
+def index_folder(folder: str, suffix: str = "") -> dict[str, str]:
     """Stem -> path of the images in a folder; names that start with a dot and other files are left out.
+
+    Args:
+        folder: where the images lie.
+        suffix: where given, only images named STEM + suffix count, and those one folder below count too.
 
     Raises:
         BLPSegError: two images share a stem.
     """
+    folders = [folder]
+    if suffix:
+        below = (os.path.join(folder, name) for name in sorted(paths.listdir(folder)))
+        folders += [path for path in below if paths.isdir(path)]
     files: dict[str, str] = {}
-    for name in sorted(paths.listdir(folder)):
-        stem, extension = os.path.splitext(name)
-        if name.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS:
+    for path in (os.path.join(place, name) for place in folders for name in sorted(paths.listdir(place))):
+        stem, extension = os.path.splitext(os.path.basename(path))
+        if stem.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS or not stem.endswith(suffix):
             continue
+        stem = stem.removesuffix(suffix)
         if stem in files:
-            raise BLPSegError(f"{os.path.join(folder, name)}: {os.path.basename(files[stem])} has the same stem")
-        files[stem] = os.path.join(folder, name)
+            raise BLPSegError(f"{path}: {os.path.basename(files[stem])} has the same stem")
+        files[stem] = path
     return files
 
 
@@ -229,7 +240,7 @@ def read_names(path: str, remedy: str) -> list[str]:
 def _index(split: Split, part: str) -> dict[str, str]:
     folder, remedy = split.path(part), split.remedy(part)
     require_folder(folder, remedy)
-    files = index_folder(folder)
+    files = index_folder(folder, split.images_suffix if part == "images" else "")
     if not files:
         raise BLPSegError(f"{folder}: holds no image; {remedy}")
     return files
