@@ -109,11 +109,11 @@ class Instant:
             (H, W) uint8, 255 where nothing is known, and what it was made with: "strokes", "model", "both", "none".
         """
         label = self.project.rasterize(photo, self.project.read(photo))
+        drawn = np.setdiff1d(np.unique(label), UNANNOTATED)
+        model = self.model_file(photo)
+        if not len(drawn) and model is None:
+            return label, "none"
         with self._lock:
-            drawn = np.setdiff1d(np.unique(label), UNANNOTATED)
-            model = self.model_file(photo)
-            if not len(drawn) and model is None:
-                return np.full((photo.height, photo.width), UNANNOTATED, np.uint8), "none"
             features = self.features(photo, model)
             if features.log_model is None:
                 classes, offset = drawn, None

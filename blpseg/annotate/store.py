@@ -32,7 +32,7 @@ __all__ = ["Conflict", "MAX_BODY", "Photo", "Project", "Unknown"]
 MAX_BODY = 8 << 20  # bytes of a request
 MAX_STROKES = 10_000
 MAX_POINTS = 300_000  # of all strokes of a photo
-MAX_WIDTH = 500  # pixels
+MAX_WIDTH = 100  # pixels; the time that a brush takes grows with its square
 _MAX_LENGTH = 20_000_000  # pixels that all strokes of a photo set, before brushes
 
 

@@ -42,26 +42,39 @@ def served(root, tmp_path, photos):
 
 
 @pytest.fixture
-def page():
+def browser():
     if not CHROMIUM:
         pytest.skip("no chromium on this machine")
     with playwright.sync_playwright() as p:
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=options)
-        made = browser.new_page(viewport={"width": 1280, "height": 800})
-        made.set_default_timeout(PATIENCE_MS)
-        made.faults = []
-        made.on("pageerror", lambda error: made.faults.append(str(error)))
+        made = p.chromium.launch(executable_path=CHROMIUM, args=options)
         yield made
-        browser.close()
+        made.close()
 
 
-def drag(page, *points):
-    """A stroke through points given as fractions of the photo of 80 x 60, which is fitted into the canvas."""
+def visit(browser, url, width, height, **more):
+    """The page, its first photo open; what goes wrong in it is in ``faults``."""
+    page = browser.new_page(viewport={"width": width, "height": height}, **more)
+    page.set_default_timeout(PATIENCE_MS)
+    page.faults = []
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.goto(url)
+    page.locator("nav button[aria-current=true] img").wait_for()
+    status(page, "0 strokes, saved")
+    return page
+
+
+def on_screen(page, *points):
+    """Where fractions of the photo of 80 x 60 are, which fits into the canvas; and the scale."""
     box = page.locator("#canvas").bounding_box()
     scale = 0.98 * min(box["width"] / 80, box["height"] / 60)
     left, top = box["x"] + (box["width"] - 80 * scale) / 2, box["y"] + (box["height"] - 60 * scale) / 2
-    places = [(left + x * 80 * scale, top + y * 60 * scale) for x, y in points]
+    return [(left + x * 80 * scale, top + y * 60 * scale) for x, y in points], scale
+
+
+def drag(page, *points):
+    """A stroke of the mouse through fractions of the photo."""
+    places, _ = on_screen(page, *points)
     page.mouse.move(*places[0])
     page.mouse.down()
     for place in places[1:]:
@@ -79,16 +92,19 @@ def stored(folder):
     return document["strokes"], label
 
 
+def drawn(strokes):
+    """What the project's own rasteriser makes of stored strokes."""
+    return rasterize_strokes([(s["class"], np.array(s["points"])[:, ::-1], s["width"]) for s in strokes], 60, 80)
+
+
 def shown(page):
     return page.locator("#canvas").screenshot()
 
 
 @pytest.mark.slow
-def test_first_minutes(page, served):
+def test_first_minutes(browser, served):
     folder, url = served
-    page.goto(url)
-    page.locator("nav button[aria-current=true] img").wait_for()
-    status(page, "0 strokes, saved")
+    page = visit(browser, url, 1280, 800)
     bare = shown(page)
     drag(page, (0.4, 0.5), (0.6, 0.45), (0.55, 0.6))  # with class 2, which is chosen at first
     page.keyboard.press("1")
@@ -98,8 +114,7 @@ def test_first_minutes(page, served):
     strokes, label = stored(folder)
     assert [s["class"] for s in strokes] == [1, 0] and strokes[0]["width"] == 5
     assert abs(np.array(strokes[0]["points"][0]) - (32, 30)).max() <= 1, "where the mouse was pressed"
-    drawn = rasterize_strokes([(s["class"], np.array(s["points"])[:, ::-1], s["width"]) for s in strokes], 60, 80)
-    assert np.array_equal(label, drawn)
+    assert np.array_equal(label, drawn(strokes))
     with_overlay = shown(page)
     assert with_overlay != bare
     page.keyboard.down("h")
@@ -108,11 +123,11 @@ def test_first_minutes(page, served):
     page.keyboard.up("h")
 
     page.keyboard.press("Control+z")
-    status(page, "1 strokes, saved")
+    status(page, "1 stroke, saved")
     assert len(stored(folder)[0]) == 1
     page.keyboard.press("Control+Shift+z")
     status(page, "2 strokes, saved")
-    assert np.array_equal(stored(folder)[1], drawn)
+    assert np.array_equal(stored(folder)[1], label)
     page.reload()
     page.locator("nav .done", has_text="2").wait_for()
     page.locator("nav button").first.click()
@@ -140,4 +155,78 @@ def test_first_minutes(page, served):
     page.click("#export")
     page.locator("#file-list li", has_text="predictions/b c.png").wait_for()
     assert cv2.imread(str(folder / "predictions/b c.png"), cv2.IMREAD_UNCHANGED).shape == (48, 64)
+    assert not page.faults
+
+
+class Fingers:
+    """Touches, as Chromium gets them from a screen."""
+
+    def __init__(self, page):
+        self.send = page.context.new_cdp_session(page).send
+
+    def touch(self, kind, *places):
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        self.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+
+    def drag(self, *places):
+        self.touch("Start", places[0])
+        for place in places[1:]:
+            self.touch("Move", place)
+        self.touch("End")
+
+    def pinch(self, middle, before, after):
+        """Two fingers, one after the other, from one distance in pixels to another."""
+
+        def fingers(distance):
+            return [(middle[0] + side * distance / 2, middle[1]) for side in (-1, 1)]
+
+        self.touch("Start", fingers(before)[0])
+        self.touch("Start", *fingers(before))
+        for distance in np.linspace(before, after, 5)[1:]:
+            self.touch("Move", *fingers(distance))
+        self.touch("End")
+
+    def pen(self, kind, place):
+        about = {"pointerType": "pen", "button": "left", "buttons": int(kind != "Released"), "clickCount": 1}
+        self.send("Input.dispatchMouseEvent", {"type": f"mouse{kind}", "x": place[0], "y": place[1], **about})
+
+
+@pytest.mark.slow
+def test_fingers_and_pen_on_a_tablet(browser, served):
+    folder, url = served
+    page = visit(browser, url, 1024, 768, has_touch=True)
+    fingers = Fingers(page)
+    (a, b, c, middle), scale = on_screen(page, (0.4, 0.4), (0.5, 0.6), (0.6, 0.4), (0.5, 0.5))
+    fingers.drag(a, b, c)
+    status(page, "1 stroke, saved")
+    strokes, label = stored(folder)
+    assert abs(np.array(strokes[0]["points"]) - [[32, 24], [40, 36], [48, 24]]).max() <= 1
+    assert np.array_equal(label, drawn(strokes))
+
+    page.locator("#eraser").tap()
+    fingers.pinch(b, 100, 200)  # zooms, and does nothing else, though a finger lies on the stroke
+    page.locator("#brush").tap()
+    fingers.drag(b, (b[0] + 8 * scale, b[1]))
+    status(page, "2 strokes, saved")
+    (_, (start, *_, end)) = (s["points"] for s in stored(folder)[0])
+    assert abs(np.array(start) - [40, 36]).max() <= 1 and abs(end[0] - start[0] - 4) <= 1, "twice as large"
+    page.locator("#fit").tap()
+    page.locator("#eraser").tap()
+    fingers.drag(b)
+    status(page, "1 stroke, saved")
+    page.locator("#undo").tap()
+    status(page, "2 strokes, saved")
+
+    page.locator("#classes button").first.tap()
+    fingers.touch("Start", middle)  # the palm
+    fingers.pen("Pressed", a)
+    fingers.pen("Moved", c)
+    fingers.pen("Released", c)
+    fingers.touch("End")
+    status(page, "3 strokes, saved")
+    assert stored(folder)[0][-1]["class"] == 0
+    before = shown(page)
+    fingers.drag(b, c)  # from now on a finger moves the photo
+    page.wait_for_function("document.getElementById('status').textContent === '3 strokes, saved'")
+    assert shown(page) != before and len(stored(folder)[0]) == 3
     assert not page.faults

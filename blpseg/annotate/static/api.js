@@ -29,7 +29,7 @@ export const training = () => json('GET', '/api/train');
 export const train = () => json('POST', '/api/train', {});
 export const stopTraining = () => json('DELETE', '/api/train');
 export const exportAll = () => json('POST', '/api/export', {});
-export const photoUrl = (name) => of('images', name);
+export const photo = async (name) => createImageBitmap(await (await ask('GET', of('images', name))).blob());
 export const thumbnailUrl = (name) => of('thumbnails', name);
 
 /** The class map as a picture, and what it was made with: strokes, model, both or nothing. */

@@ -11,7 +11,7 @@ const state = {classes: [], images: [], current: -1, number: 0, tool: 'brush', s
 let predicting = false; // a prediction is on its way ...
 let stale = false; // ... and the strokes have changed since it was asked for
 
-const view = new View($('canvas'), {start: startStroke, end: endStroke, drag: erase});
+const view = new View($('canvas'), {start: clearMessage, end: endStroke, tap: applyTool, drag: erase});
 
 // Photos
 
@@ -23,14 +23,14 @@ async function open(index) {
   document.title = `${name} · Scribble`;
   showPhotos();
   view.show(null);
+  $('hint').textContent = 'Loading …';
+  document.body.dataset.prediction = 'none'; // what the overlay shows, also for tests
   const known = state.sheets.get(name);
   const sheet = known?.pending ? known : new Sheet(name, {changed, saved, message});
   state.sheets.set(name, sheet);
   state.sheet = sheet;
   try {
-    const photo = fetch(api.photoUrl(name)).then((answer) => answer.blob()).then(createImageBitmap);
-    await sheet.loaded;
-    const bitmap = await photo;
+    const [bitmap] = await Promise.all([api.photo(name), sheet.loaded]);
     if (state.sheet !== sheet) return;
     view.show(bitmap);
     changed(sheet);
@@ -84,16 +84,13 @@ async function rank(go = false) {
 
 // Strokes
 
-function startStroke(point) {
-  clearMessage();
-  if (state.tool === 'brush') return color(state.number);
-  if (state.tool === 'eraser') erase(point);
-  else accept(point);
-  return null;
-}
-
 function endStroke(points) {
   state.sheet.add({class: state.number, width: view.width, points, time: Date.now() / 1000});
+}
+
+function applyTool(point) {
+  if (state.tool === 'accept') accept(point);
+  else erase(point);
 }
 
 function erase(point) {
@@ -123,12 +120,25 @@ function changed(sheet) {
   view.draw();
   $('undo').disabled = !sheet.past.length;
   $('redo').disabled = !sheet.future.length;
-  $('status').textContent = sheet.failed ? 'Not saved' : sheet.pending ? 'Saving …' : `${sheet.strokes.length} strokes, saved`;
-  const used = new Set(sheet.strokes.map((stroke) => stroke.class));
+  const count = sheet.strokes.length;
+  $('status').textContent = sheet.failed ? 'Not saved' : sheet.pending ? 'Saving …' : `${count} ${count === 1 ? 'stroke' : 'strokes'}, saved`;
+  showHint();
+}
+
+/** What to do next, for somebody who is here for the first time. */
+function showHint() {
+  if (!view.photo) return;
+  const {strokes} = state.sheet;
+  const used = new Set(strokes.map((stroke) => stroke.class));
   const missing = state.classes.filter((_, number) => !used.has(number)).map(({name}) => name);
-  $('hint').textContent = used.size >= 2 ? '' : used.size
-    ? `Now a stroke on another class: ${missing.join(', ')}`
-    : 'Draw a short stroke on each class that the photo shows, background too; number keys choose the class';
+  const trained = ['model', 'both'].includes(document.body.dataset.prediction);
+  const first = state.images.every((image) => !image.strokes || image.name === state.sheet.name);
+  let text = '';
+  if (trained) text = used.size ? '' : 'The trained model made this mask. Draw strokes where it is wrong';
+  else if (!used.size) text = `Draw a short stroke on: ${state.classes[state.number].name}. Then choose another class on the left`;
+  else if (used.size === 1) text = `Choose another class on the left and draw a stroke on it: ${missing.join(', ')}`;
+  else if (first && strokes.length < 5) text = 'The mask follows your strokes. Draw one more where it is wrong, or go to the next photo (›)';
+  $('hint').textContent = text;
 }
 
 function saved(sheet) {
@@ -149,7 +159,8 @@ async function predict() {
       const {image, source} = await api.predict(sheet.name);
       if (sheet !== state.sheet) stale = true;
       else view.prediction = source === 'none' ? null : image;
-      document.body.dataset.prediction = source; // what the overlay shows, also for tests
+      document.body.dataset.prediction = source;
+      showHint();
       view.draw();
     } catch (error) {
       message(error.message);
@@ -163,6 +174,7 @@ async function predict() {
 
 function showClasses() {
   view.colors = state.classes.map((_, number) => color(number));
+  view.color = color(state.number);
   $('classes').replaceChildren(...state.classes.map(({name}, number) => {
     const button = element('button', {role: 'radio', title: number < 9 ? `Key ${number + 1}` : name});
     button.setAttribute('aria-checked', String(number === state.number));
@@ -179,6 +191,7 @@ function choose(number) {
   state.number = number;
   showClasses();
   use('brush');
+  showHint();
 }
 
 function use(tool) {

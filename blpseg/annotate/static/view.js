@@ -1,13 +1,17 @@
 // The photo with its layers on a canvas; mouse, pen and touch on it.
 //
-// Mouse: left draws, middle, right or held space moves, the wheel zooms. Pen draws. One finger draws until a pen has
-// been seen, from then on it moves; two fingers move and zoom.
+// Mouse: left draws, middle, right or held space moves, the wheel zooms. Pen draws, whatever else touches the glass. One
+// finger draws until a pen has been seen, from then on it moves; two fingers move and zoom.
 
 const LARGEST_SCALE = 40;
 const MARK_RADIUS = 14;
+const TAP_REACH = 6; // a finger that rests moves as much; one that does not act yet can become a pinch
 
 export class View {
-  /** Handlers: `start(point) -> color or null`, `end(points)`, `tap(point)`; points are whole pixels of the photo. */
+  /**
+   * Handlers: `start()` when something is begun, `end(points)` of a stroke, `tap(point)` and `drag(point)` of the other
+   * tools; points are whole pixels of the photo.
+   */
   constructor(canvas, handlers) {
     Object.assign(this, {canvas, handlers, context: canvas.getContext('2d')});
     Object.assign(this, {photo: null, prediction: null, strokes: [], places: [], colors: []});
@@ -15,6 +19,8 @@ export class View {
     this.pointers = new Map();
     this.paths = new WeakMap();
     this.line = null; // the stroke that is being drawn
+    this.pressed = null; // where another tool than the brush was pressed
+    this.pen = null; // the pen that is down
     this.hover = null;
     this.penSeen = false;
     this.spaceHeld = false;
@@ -26,7 +32,7 @@ export class View {
   }
 
   show(photo) {
-    Object.assign(this, {photo, prediction: null, strokes: [], places: [], line: null});
+    Object.assign(this, {photo, prediction: null, strokes: [], places: [], line: null, pressed: null});
     this.fit();
   }
 
@@ -144,22 +150,22 @@ export class View {
   }
 
   pointerdown(event) {
-    if (!this.photo) return;
+    if (!this.photo || this.pen !== null) return; // a palm beside the pen
     event.preventDefault();
     this.canvas.setPointerCapture(event.pointerId);
-    if (event.pointerType === 'pen') this.penSeen = true;
-    this.pointers.set(event.pointerId, this.place(event));
-    if (this.pointers.size > 1 || this.moves(event)) {
-      this.line = null; // a second finger: no stroke was meant
-      this.moving = true;
-    } else {
-      this.moving = false;
-      const point = this.pixel(this.place(event));
-      const color = this.handlers.start(point);
-      if (color) {
-        this.color = color;
-        this.line = [point];
-      }
+    const place = this.place(event);
+    if (event.pointerType === 'pen') {
+      this.penSeen = true;
+      this.pen = event.pointerId;
+      this.pointers.clear(); // the palm came first
+    }
+    this.pointers.set(event.pointerId, place);
+    this.line = this.pressed = null; // a second finger: no stroke was meant
+    this.moving = this.pointers.size > 1 || this.moves(event);
+    if (!this.moving) {
+      this.handlers.start();
+      if (this.tool === 'brush') this.line = [this.pixel(place)];
+      else this.pressed = place;
     }
     this.draw();
   }
@@ -173,7 +179,10 @@ export class View {
     else if (before && this.line) {
       const events = event.getCoalescedEvents?.() ?? [];
       for (const part of events.length ? events : [event]) this.extend(this.pixel(this.place(part)));
-    } else if (before) this.handlers.drag?.(this.pixel(place));
+    } else if (before && this.pressed) {
+      const [dx, dy] = [place[0] - this.pressed[0], place[1] - this.pressed[1]];
+      if (Math.hypot(dx, dy) > TAP_REACH * this.ratio) this.handlers.drag(this.pixel(place));
+    }
     if (before) this.pointers.set(event.pointerId, place);
     this.draw();
   }
@@ -198,17 +207,19 @@ export class View {
   }
 
   pointerup(event) {
-    if (!this.pointers.delete(event.pointerId)) return;
-    const line = this.line;
-    this.line = null;
+    const {line, pressed} = this;
+    if (!this.pointercancel(event)) return;
     if (line) this.handlers.end(line);
-    this.draw();
+    else if (pressed) this.handlers.tap(this.pixel(this.place(event)));
   }
 
+  /** Forget a pointer and what it was drawing; false for one that was ignored. */
   pointercancel(event) {
-    this.pointers.delete(event.pointerId);
-    this.line = null;
+    if (!this.pointers.delete(event.pointerId)) return false;
+    if (this.pen === event.pointerId) this.pen = null;
+    this.line = this.pressed = null;
     this.draw();
+    return true;
   }
 
   pointerleave() {
