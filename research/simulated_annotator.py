@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not
 
 import cv2
 import numpy as np
+import yaml
 from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from PIL import Image
@@ -40,10 +41,11 @@ from blpseg.data.datasets import load_records
 from blpseg.evaluation.report import mean_iou
 from blpseg.evaluation.sem_seg import read_ground_truth
 from blpseg.scribbles import simulate_scribble
-from blpseg.utils.cli import add_debug_flag, count, run_command
+from blpseg.utils.cli import add_debug_flag, count, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.labels import IGNORED
 from blpseg.utils.parallel import die_with
+from blpseg.utils.yaml_files import read_yaml
 from research.study import write_rows
 
 TOOL = Path(__file__).resolve().parents[1] / "tools/annotate.py"
@@ -132,18 +134,24 @@ def curve(server: Server, masks: dict[str, np.ndarray], args: argparse.Namespace
     def row(mode: str) -> dict:
         score = np.mean([photo_iou(predictions[photo], masks[photo], classes) for photo in masks])
         numbers = {"strokes": strokes, "human seconds": strokes * args.seconds, "mIoU": round(float(score), 2)}
-        return {"mode": mode, **numbers, "95 % of predictions within, s": round(float(np.quantile(times, 0.95)), 2)}
+        return {
+            "mode": mode,
+            "seed": args.seed,
+            **numbers,
+            "95 % of predictions within, s": round(float(np.quantile(times, 0.95)), 2),
+        }
 
     if not args.train:
         for number in range(args.strokes):
             for photo in masks:
                 draw(photo, number)
             yield row("instant")
-    left = list(np.random.default_rng(args.seed).permutation(sorted(masks))) if args.train else []
-    while left:
-        if args.order == "ranked":
-            ranked = [entry["name"] for entry in server.ask("GET", "next")["images"]]
-            left = [photo for photo in ranked if photo in left]
+        return
+    left = list(np.random.default_rng(args.seed).permutation(sorted(masks)))
+    for _ in range(args.rounds or len(left)):
+        if args.order == "ranked":  # the first round is random: there is no model yet
+            scored = [entry["name"] for entry in server.ask("GET", "next")["images"] if entry["score"] is not None]
+            left.sort(key=lambda photo: scored.index(photo) if photo in scored else len(scored))
         batch, left = left[: args.photos_a_round], left[args.photos_a_round :]
         for photo in batch:
             for number in range(args.strokes):
@@ -155,6 +163,8 @@ def curve(server: Server, masks: dict[str, np.ndarray], args: argparse.Namespace
             raise BLPSegError(f"training {status['state']}: {status['message']}")
         predictions = {photo: server.ask("POST", f"predict/{photo}", {}) for photo in masks}
         yield row(f"trained, {args.order}")
+        if not left:
+            return
 
 
 def load(server: Server, args: argparse.Namespace) -> int:
@@ -203,17 +213,53 @@ def load(server: Server, args: argparse.Namespace) -> int:
     return lost
 
 
+def select(dataset: str, limit: int, only: list[str]) -> tuple[dict[Path, np.ndarray], list[str]]:
+    """Photographs evenly spaced in a data set -> masks by the photographs' paths, class names.
+
+    Args:
+        dataset: with dense masks.
+        limit: how many photographs.
+        only: class names besides the background; photographs that show others are left out, and the masks count these.
+
+    Raises:
+        BLPSegError: a name of ``only`` is no class of the data set.
+    """
+    metadata = MetadataCatalog.get(dataset)
+    names, ignored = list(metadata.stuff_classes), metadata.get("ignore_label", IGNORED)
+    if unknown := set(only) - set(names[1:]):
+        raise BLPSegError(f"--only: {dataset} has no class {', '.join(sorted(unknown))}; it has {', '.join(names[1:])}")
+    kept = [0, *map(names.index, only)] if only else range(len(names))
+    number = np.full(256, IGNORED, np.uint8)
+    number[list(kept)] = np.arange(len(kept))
+    masks = {}
+    for record in load_records(dataset):
+        size = record["height"], record["width"]
+        mask = read_ground_truth(record["sem_seg_file_name"], record["file_name"], size, ignored)
+        if np.isin(mask, [*kept, IGNORED]).all():
+            masks[Path(record["file_name"])] = number[mask]
+    chosen = list(masks)[:: max(1, len(masks) // limit)][:limit]
+    return {path: masks[path] for path in chosen}, [names[i] for i in kept]
+
+
 def prepare(args: argparse.Namespace, output: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Photographs evenly spaced in the data set, copied into OUTPUT/photos -> masks by name, class names."""
-    records, metadata = load_records(args.dataset), MetadataCatalog.get(args.dataset)
-    folder, masks = output / "photos", {}
-    folder.mkdir(parents=True)
-    for record in records[:: max(1, len(records) // args.limit)][: args.limit]:
-        path = Path(record["file_name"])
-        shutil.copy(path, folder)
-        size, ignored = (record["height"], record["width"]), metadata.get("ignore_label", IGNORED)
-        masks[path.name] = read_ground_truth(record["sem_seg_file_name"], record["file_name"], size, ignored)
-    return masks, list(metadata.stuff_classes)
+    """Photographs copied into OUTPUT/photos -> masks by name, class names."""
+    (output / "photos").mkdir(parents=True)
+    masks, classes = select(args.dataset, args.limit, args.only)
+    for path in masks:
+        shutil.copy(path, output / "photos")
+    return {path.name: mask for path, mask in masks.items()}, classes
+
+
+def change_config(path: Path, opts: list[str]) -> None:
+    """Write keys and values, in pairs, into a config."""
+    content = read_yaml(path)
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        *sections, last = key.split(".")
+        node = content
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = yaml.safe_load(value)
+    path.write_text(yaml.safe_dump(content))
 
 
 def main() -> int:
@@ -222,6 +268,7 @@ def main() -> int:
     add("what", choices=["curve", "load"])
     add("--dataset", default="voc_2012_val", metavar="NAME", help="with dense masks (default: voc_2012_val)")
     add("--limit", type=count, default=12, metavar="N", help="photographs (default: 12)")
+    add("--only", nargs="+", default=[], metavar="CLASS", help="photographs of these classes (default: all)")
     add("--output", required=True, metavar="DIR", help="folder of curve.csv, curve.png and the projects")
     add("--strokes", type=count, default=6, metavar="N", help="at most, for each photograph (default: 6)")
     add("--seconds", type=float, default=4.0, metavar="S", help="of a person for a stroke (default: 4)")
@@ -229,11 +276,12 @@ def main() -> int:
     add("--train", type=int, default=0, metavar="N", help="curve: iterations after each round (default: 0, none)")
     add("--order", choices=["random", "ranked"], default="random", help="--train: of photographs (default: random)")
     add("--photos-a-round", type=count, default=2, metavar="N", help="--train: photographs (default: 2)")
+    add("--rounds", type=count, metavar="N", help="--train: at most (default: until all photographs are done)")
     add("--clients", type=count, default=4, metavar="N", help="load (default: 4)")
     add("--total", type=count, default=1000, metavar="N", help="load: strokes (default: 1000)")
     add("--kills", type=int, default=10, metavar="N", help="load (default: 10)")
     add("--seed", type=int, default=0, metavar="N", help="of order and strokes (default: 0)")
-    args = add_debug_flag(parser).parse_args()
+    args = parse_with_opts(add_debug_flag(parser))
     output = Path(args.output)
     table = str(output / "curve.csv")
     rows = list(csv.DictReader(open(table, newline=""))) if os.path.exists(table) else []
@@ -241,6 +289,7 @@ def main() -> int:
     masks, classes = prepare(args, run)
     server = Server(run / "project", run / "photos", classes)
     try:
+        change_config(run / "project/config.yaml", args.opts)
         if args.what == "load":
             return int(load(server, args) > 0)
         for row in curve(server, masks, args, len(classes)):
@@ -251,9 +300,13 @@ def main() -> int:
         server.stop()
     figure = Figure(figsize=(5.5, 3.6), dpi=120, layout="constrained")
     ax = figure.subplots()
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        points = [(float(row["human seconds"]), float(row["mIoU"])) for row in rows if row["mode"] == mode]
-        ax.plot(*zip(*points, strict=True), "o-", markersize=3, label=mode)
+    colors: dict[str, str] = {}
+    for mode, seed in dict.fromkeys((row["mode"], str(row["seed"])) for row in rows):
+        points = [(float(row["human seconds"]), float(row["mIoU"])) for row in rows
+                  if (row["mode"], str(row["seed"])) == (mode, seed)]  # fmt: skip
+        label = None if mode in colors else mode
+        color = colors.setdefault(mode, f"C{len(colors)}")
+        ax.plot(*zip(*points, strict=True), "o-", markersize=3, color=color, label=label)
     ax.set(xlabel=f"human seconds ({args.seconds:g} for a stroke)", ylabel=f"mean IoU of {len(masks)} photographs, %")
     ax.grid(alpha=0.3)
     ax.legend()
