@@ -13,6 +13,7 @@ EPILOG = """
 parts:
   lam        local aggregation: exact and windowed against the dense tables, error, scaling
   train      a training step against the formulas taken literally
+  losses     a step of blpseg_lite with each further loss against one without
   inference  8-view inference of an image against a plain loop with the dense tables
   data       the training mapper against decoding a JPEG and one resize
   scribbles  stroke files to labels against minidom and a pixel loop
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("lam", "train", "inference", "data", "scribbles", "all")
+    names = ("lam", "train", "losses", "inference", "data", "scribbles", "all")
 
     def add(flag, default, what, metavar, **more):
         parser.add_argument(flag, default=default, metavar=metavar, help=f"{what} (default: %(default)s)", **more)

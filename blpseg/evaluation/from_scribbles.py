@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Strata of the probability of being annotated: pixels from the boundary of the predicted segment, and log-odds that the
 # annotation head gives.
 DISTANCES = (2, 3, 5, 8, 12, 18, 27, 40, 64, 100)
-LOG_ODDS = tuple(np.linspace(-4, 9, 25))
+LOG_ODDS = (0, 2, 4)  # few: in finer strata the head's doubt about the class counts, and people do not know it
 STRATA = (len(DISTANCES) + 1) * (len(LOG_ODDS) + 1)
 PRIOR_PIXELS = 20  # a stratum of so many pixels has half its probability from all strata together
 LARGEST_WEIGHT = 50.0  # of a pixel, in units of the mean

@@ -27,6 +27,7 @@ from .literal import LiteralBLPSeg, convert_plainly, plain_inference, write_stro
 from .measure import BASELINE, OURS, compare_memory, compare_time, row
 
 SIGMA = 6.0  # METHOD section 3
+LITE = "configs/PascalVOC-Scribble/blpseg_lite.yaml"
 
 
 def _smooth(channels: int, height: int, width: int, texture: float) -> torch.Tensor:
@@ -89,10 +90,12 @@ def _model(side: str, config: str, device: str, *options):
     return cfg, build_model(cfg) if side == OURS else LiteralBLPSeg(cfg).to(device)
 
 
-def _train(side, config, crop, batch, device, amp, pseudo=False) -> Callable[[], list[torch.Tensor]]:
-    """One optimiser step -> the losses; with ``pseudo`` one of self-training, every pixel sure of its class."""
+def _train(side, config, crop, batch, device, amp, pseudo=False, loss="") -> Callable[[], list[torch.Tensor]]:
+    """One optimiser step -> the losses; with ``pseudo`` one of self-training, every pixel sure of its class; with a
+    further ``loss`` of LOSS_REGISTRY at weight 1."""
     keys = "MODEL.BLPSEG.SELF_TRAINING."
-    cfg, model = _model(side, config, device, keys + "ENABLED", pseudo, keys + "THRESHOLD", 0.0)
+    more = (f"MODEL.BLPSEG.LOSSES.{loss}", 1.0) if loss else ()
+    cfg, model = _model(side, config, device, keys + "ENABLED", pseudo, keys + "THRESHOLD", 0.0, *more)
     iteration = cfg.MODEL.BLPSEG.SELF_TRAINING.START_ITER + 1  # one at which nothing is logged
     model.train()
     classes, rng = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, np.random.default_rng(0)
@@ -132,6 +135,23 @@ def train(args: argparse.Namespace) -> Iterator[dict]:
         first = [_train(side, **arguments)() for side in (OURS, BASELINE)]  # from the same weights
         yield row("train", case, "error losses", _error(*first), None, 1e-2 if args.amp else 1e-4)
         yield from _pair("train", case, arguments, args, 2.0 if args.device == "cuda" else 1.4, 2.0)
+
+
+def losses(args: argparse.Namespace) -> Iterator[dict]:
+    """A step of the small pretrained model with each further loss against one without."""
+    arguments = {"crop": 160, "batch": 4, "device": args.device, "amp": args.amp}
+    for loss in (
+        "PartialDice",
+        "EntropyMinimization",
+        "GatedCRF",
+        "DenseCRF",
+        "TreeEnergy",
+        "SoftSelfLabelling",
+        "MeanTeacher",
+    ):
+        sides = {side: _train(OURS, LITE, loss=loss if side == OURS else "", **arguments) for side in (OURS, BASELINE)}
+        seconds, _ = compare_time(sides, args.repeat)
+        yield row("losses", f"4 crops of 160, with {loss} vs without", "time", seconds[OURS], seconds[BASELINE])
 
 
 def _inference(side, config, image_size, device, amp) -> Callable[[], list[torch.Tensor]]:
@@ -234,5 +254,5 @@ def scribbles(args: argparse.Namespace) -> Iterator[dict]:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Iterator[dict]]] = {
-    "lam": lam, "train": train, "inference": inference, "data": data, "scribbles": scribbles,
+    "lam": lam, "train": train, "losses": losses, "inference": inference, "data": data, "scribbles": scribbles,
 }  # fmt: skip
