@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,12 +17,9 @@ except ImportError as error:
         "project's root, or see 'Your own Detectron2' in README.md"
     ) from error
 
-from .utils import paths
 from .utils.config_rules import check_values, report_unread
 from .utils.errors import BLPSegError, describe
 from .utils.yaml_files import check_plain, read_config
-
-__all__ = ["add_blpseg_config", "flatten", "get_cfg", "load_config"]
 
 
 def add_blpseg_config(cfg: CN) -> None:
@@ -311,7 +309,7 @@ def _find_config(name: str) -> str:
     """``name`` if it is a file, else the file of that name among the configs of this clone or installed wheel."""
     package = Path(__file__).parent
     for path in (name, *(str(folder / "configs" / name) for folder in (package.parent, package))):
-        if paths.isfile(path):
+        if os.path.isfile(path) or "://" in path:
             return path
     raise BLPSegError(f"{name}: no such config file")
 

@@ -5,6 +5,7 @@ A pixel without a label never looks like a class: over an image it is washed out
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,22 +16,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .utils.files import write_bytes_atomic
+
 if TYPE_CHECKING:
     from detectron2.data import Metadata
-
-__all__ = [
-    "UNLABELLED_COLOR",
-    "color_bar",
-    "colorize",
-    "data_panels",
-    "heat_map",
-    "labelled_overlay",
-    "legend",
-    "overlay",
-    "panels",
-    "result_panels",
-    "thicken",
-]
+    from matplotlib.figure import Figure
 
 UNLABELLED_COLOR = (224, 224, 192)  # cream, as PASCAL VOC shows void
 _WASHED_OUT_COLOR = (191, 191, 191)  # what an overlay makes of middle grey
@@ -47,15 +37,8 @@ def colorize(label: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def thicken(label: np.ndarray, radius: int, num_classes: int) -> np.ndarray:
-    """Widen strokes for display: every pixel within ``radius`` of a labelled one takes the nearest one's class.
-
-    Args:
-        label: (H, W) uint8; values of ``num_classes`` and above are no class.
-        radius: in pixels.
-
-    Returns:
-        (H, W) uint8.
-    """
+    """Widen the strokes of a label (H, W) uint8: every pixel within ``radius`` pixels of one below ``num_classes``
+    takes the class of the nearest."""
     empty = (label >= num_classes).astype(np.uint8)
     if radius <= 0 or empty.all():
         return label
@@ -69,14 +52,8 @@ def thicken(label: np.ndarray, radius: int, num_classes: int) -> np.ndarray:
 def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[Sequence[int]], alpha: float = 0.6) -> np.ndarray:
     """Lay class colours over an image; where there is no label the image is washed out and grey.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) integers; values outside 0..len(colors)-1 are no label.
-        colors: C RGB triples.
-        alpha: opacity of the colours.
-
-    Returns:
-        (H, W, 3) uint8.
+    (H, W, 3) uint8 RGB, (H, W) integers, C RGB triples -> (H, W, 3) uint8. Values outside 0..C-1 are no label;
+    ``alpha`` is the opacity of the colours.
     """
     known = _known(label, len(colors)) < len(colors)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
@@ -87,16 +64,9 @@ def overlay(image: np.ndarray, label: np.ndarray, colors: Sequence[Sequence[int]
 def labelled_overlay(
     image: np.ndarray, label: np.ndarray, metadata: Metadata, *, present: Sequence[int] | None = None
 ) -> np.ndarray:
-    """:func:`overlay` above a legend; small pictures are enlarged.
+    """An :func:`overlay` in the colours of ``metadata`` above a legend; small pictures are enlarged.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) class map; other values are no label.
-        metadata: with ``stuff_classes`` and ``stuff_colors``.
-        present: classes of the legend; by default those that occur.
-
-    Returns:
-        (H', W', 3) uint8.
+    The legend has the classes in ``present``, by default those that occur. (H, W, 3), (H, W) -> (H', W', 3) uint8.
     """
     names, colors = metadata.stuff_classes, metadata.stuff_colors
     picture = overlay(image, label, colors)
@@ -158,54 +128,13 @@ def legend(
 
 
 def panels(images: Mapping[str, np.ndarray], columns: int | None = None) -> np.ndarray:
-    """Titled pictures in a grid, all enlarged or reduced to the height of the first.
-
-    Args:
-        images: title -> (H, W, 3) uint8.
-        columns: by default one row.
-
-    Returns:
-        (H', W', 3) uint8.
-    """
+    """Titled pictures, (H, W, 3) uint8, in rows of ``columns`` (by default one row), all at the height of the first."""
     items = list(images.items())
     height = max(_LEAST_SIDE, items[0][1].shape[0])
-    cells = [_titled(title, _to_height(image, height)) for title, image in items]
+    cells = [_below([_words(title), _to_height(image, height)]) for title, image in items]
     columns = columns or len(cells)
     rows = [_beside(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     return _below(rows)
-
-
-def data_panels(
-    image: np.ndarray,
-    metadata: Metadata,
-    *,
-    scribble: np.ndarray | None = None,
-    mask: np.ndarray | None = None,
-    padding: np.ndarray | None = None,
-) -> np.ndarray:
-    """What a data set says about an image: strokes, thickened, and the dense mask, each over it, with a legend.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        metadata: with ``stuff_classes`` and ``stuff_colors``.
-        scribble, mask: (H, W) class maps; other values are no label.
-        padding: (H, W) bool, pixels outside the image; they get a colour of their own.
-
-    Returns:
-        (H', W', 3) uint8; arguments that are None are left out.
-    """
-    names, colors = metadata.stuff_classes, metadata.stuff_colors
-    shown = {"image": image}
-    if scribble is not None:
-        shown["scribble"] = _strokes(image, scribble, colors)
-    if mask is not None:
-        shown["mask"] = overlay(image, mask, colors)
-    others = _no_label(len(names), scribble, mask, color=_WASHED_OUT_COLOR)
-    if padding is not None and padding.any():
-        others["padding"] = _PADDING_COLOR
-        shown = {title: np.where(padding[..., None], np.uint8(_PADDING_COLOR), i) for title, i in shown.items()}
-    grid = panels(shown)
-    return _below([grid, legend(names, colors, grid.shape[1], _present(len(names), scribble, mask), others)])
 
 
 def result_panels(
@@ -213,49 +142,63 @@ def result_panels(
     metadata: Metadata,
     *,
     scribble: np.ndarray | None = None,
-    annotation_probability: np.ndarray | None = None,
-    prediction: np.ndarray | None = None,
-    truth: np.ndarray | None = None,
+    over: Mapping[str, np.ndarray] | None = None,
+    heat_maps: Mapping[str, np.ndarray] | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
+    padding: np.ndarray | None = None,
+    columns: int | None = None,
 ) -> np.ndarray:
-    """A model's results for an image side by side, with a legend of the classes that occur.
+    """An image and what is known of it side by side, above a legend of the classes that occur.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         metadata: with ``stuff_classes`` and ``stuff_colors``.
-        scribble: (H, W), not annotated above C - 1.
-        annotation_probability: (H, W) in 0..1, the probability of being annotated with any class.
-        prediction, truth: (H, W) class maps.
+        scribble: (H, W) class map; other values are no label. Strokes are thickened.
+        over: title -> (H, W) class map laid over the image.
+        heat_maps: title -> (H, W) numbers in 0..1.
+        maps: title -> (H, W) class map.
+        padding: (H, W) bool, pixels outside the image; they get a colour of their own.
+        columns: see :func:`panels`.
 
     Returns:
-        (H', W', 3) uint8; arguments that are None are left out.
+        (H', W', 3) uint8.
     """
     names, colors = metadata.stuff_classes, metadata.stuff_colors
-    shown = {"image": image}
+    over, heat_maps, maps = over or {}, heat_maps or {}, maps or {}
+    shown, laid = {"image": image}, list(over.values())
     if scribble is not None:
         shown["scribble"] = _strokes(image, scribble, colors)
-    if annotation_probability is not None:
-        shown["annotation probability"] = heat_map(annotation_probability)
-    if prediction is not None:
-        shown["prediction"] = colorize(prediction, colors)
-    if truth is not None:
-        shown["truth"] = colorize(truth, colors)
-    grid = panels(shown)
-    labels = scribble, prediction, truth
-    present, others = _present(len(names), *labels), _no_label(len(names), *labels)
+        laid.append(scribble)
+    shown |= {title: overlay(image, label, colors) for title, label in over.items()}
+    shown |= {title: heat_map(values) for title, values in heat_maps.items()}
+    shown |= {title: colorize(label, colors) for title, label in maps.items()}
+    others = _no_label(len(names), *laid, color=_WASHED_OUT_COLOR) | _no_label(len(names), *maps.values())
+    if padding is not None and padding.any():
+        others["padding"] = _PADDING_COLOR
+        shown = {title: np.where(padding[..., None], np.uint8(_PADDING_COLOR), i) for title, i in shown.items()}
+    grid = panels(shown, columns)
+    present = _present(len(names), *laid, *maps.values())
     parts = [grid, legend(names, colors, grid.shape[1], present, others)]
-    if annotation_probability is not None:
-        parts.append(color_bar("annotation probability", 0, 1))
+    if heat_maps:
+        parts.append(color_bar(", ".join(heat_maps), 0, 1))
     return _below(parts)
 
 
-def _no_label(num_classes: int, *labels: np.ndarray | None, color=UNLABELLED_COLOR) -> dict:
+def write_figure(path: str, figure: Figure) -> None:
+    """Write a figure of matplotlib's as PNG in one step."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_bytes_atomic(path, content.getvalue())
+
+
+def _no_label(num_classes: int, *labels: np.ndarray, color=UNLABELLED_COLOR) -> dict:
     """An entry for the legend where a pixel of the labels is no class."""
-    lacking = any((_known(label, num_classes) == num_classes).any() for label in labels if label is not None)
+    lacking = any((_known(label, num_classes) == num_classes).any() for label in labels)
     return {"no label": color} if lacking else {}
 
 
-def _present(num_classes: int, *labels: np.ndarray | None) -> list[int]:
-    values = {int(v) for label in labels if label is not None for v in np.unique(label)}
+def _present(num_classes: int, *labels: np.ndarray) -> list[int]:
+    values = {int(v) for label in labels for v in np.unique(label)}
     return sorted(v for v in values if 0 <= v < num_classes)
 
 
@@ -282,10 +225,6 @@ def _to_height(image: np.ndarray, height: int) -> np.ndarray:
     # Whole pixels stay visible when a small picture grows.
     method = cv2.INTER_NEAREST_EXACT if height > image.shape[0] else cv2.INTER_AREA
     return cv2.resize(image, (width, height), interpolation=method)
-
-
-def _titled(title: str, image: np.ndarray) -> np.ndarray:
-    return _below([_words(title), image])
 
 
 def _words(text: str) -> np.ndarray:

@@ -17,11 +17,11 @@ import numpy as np
 
 from blpseg.data.datasets.synthetic import CLASSES, FOLDER
 from blpseg.scribbles import simulate_scribble
-from blpseg.utils import paths
 from blpseg.utils.cli import add_work_flags, count, fraction, run_command
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.files import write_json, write_png_atomic
 from blpseg.utils.parallel import process_files
+from blpseg.utils.paths import data_root, open_file
 
 METADATA = "metadata.json"
 _GENERATOR = "blpseg make_synthetic 1"  # count up when the same settings give other pictures
@@ -287,7 +287,7 @@ def make_synthetic(
     }
     _check(settings)
     _prepare_folder(output, settings)
-    tasks = [task for task in _tasks(output, settings) if not all(map(paths.isfile, _paths(task).values()))]
+    tasks = [task for task in _tasks(output, settings) if not all(map(os.path.isfile, _paths(task).values()))]
     if not tasks:
         return False
     report = process_files(_write_scene, tasks, workers, "scenes")
@@ -352,13 +352,13 @@ def _prepare_folder(output: str, settings: dict) -> None:
     """Leave only files made with these settings in the folder, and the settings beside them."""
     path = os.path.join(output, METADATA)
     made_with = None
-    if paths.isfile(path):
-        with paths.open_file(path) as file:
+    if os.path.isfile(path):
+        with open_file(path) as file:
             try:
                 made_with = json.load(file)
             except json.JSONDecodeError as error:
                 raise BLPSegError(f"{path}: not JSON ({error}); remove the folder to have it made anew") from error
-    elif paths.isdir(output) and paths.listdir(output):
+    elif os.path.isdir(output) and os.listdir(output):
         raise BLPSegError(f"{output}: not empty and without {METADATA}, so not made here; choose another --output")
     if made_with == settings:
         return
@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.path.join(paths.data_root(), FOLDER)
+    default = os.path.join(data_root(), FOLDER)
     parser.add_argument("--output", default=default, help=f"folder to write (default: {default})")
     parser.add_argument(
         "--size", type=int, nargs="+", default=[128], help="side, or height and width, in pixels (default: 128)"

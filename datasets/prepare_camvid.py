@@ -5,13 +5,13 @@ import argparse
 import os
 
 from blpseg.data.datasets.camvid import IGNORE_LABEL
-from blpseg.data.datasets.splits import index_folder, require_folder
+from blpseg.data.datasets.splits import require_folder
 from blpseg.scribbles import simulate_folder
-from blpseg.utils import paths
 from blpseg.utils.cli import add_work_flags, count, fraction, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import image_size, read_label
+from blpseg.utils.files import image_size, index_folder, read_label
 from blpseg.utils.parallel import FileReport, process_files
+from blpseg.utils.paths import data_root
 
 EXAMPLE = """
 examples:
@@ -52,7 +52,7 @@ def prepare(
     sound = FileReport()
     for name in ("train", "val", "test"):
         images_folder, masks_folder = os.path.join(root, name), os.path.join(root, f"{name}annot")
-        if name != "train" and not paths.isdir(images_folder):
+        if name != "train" and not os.path.isdir(images_folder):
             print(f"{images_folder}: not there; camvid_{name} cannot be used")
             continue
         require_folder(images_folder, help_text)
@@ -84,7 +84,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.path.join(paths.data_root(), "CamVid")
+    default = os.path.join(data_root(), "CamVid")
     parser.add_argument("--root", default=default, help=f"holds train/, trainannot/, val/, ... (default: {default})")
     parser.add_argument(
         "--preference",

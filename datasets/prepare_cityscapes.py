@@ -6,13 +6,13 @@ import os
 
 import numpy as np
 
-from blpseg.data.datasets.splits import index_folder, require_folder
-from blpseg.utils import paths
+from blpseg.data.datasets.splits import require_folder
 from blpseg.utils.cli import add_work_flags, run_command
-from blpseg.utils.files import read_bytes, read_label
+from blpseg.utils.files import index_folder, read_bytes, read_label
 from blpseg.utils.labels import UNANNOTATED
 from blpseg.utils.made import is_up_to_date, stamp, write_label
 from blpseg.utils.parallel import process_files
+from blpseg.utils.paths import data_root
 
 # Source and output below the data root.
 _FOLDERS = (
@@ -80,7 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = paths.data_root()
+    default = data_root()
     parser.add_argument("--root", default=default, help=f"holds cityscapes/ and s4Cityscapes/ (default: {default})")
     add_work_flags(parser, force="make labels again that are up to date, and replace those that were not made here")
     arguments = parser.parse_args()

@@ -11,10 +11,10 @@ import zlib
 import numpy as np
 
 from blpseg.data.datasets.pascal_context import CLASSES
-from blpseg.data.datasets.splits import index_folder, read_names, require_folder
+from blpseg.data.datasets.splits import read_names, require_folder
 from blpseg.utils.cli import add_work_flags, run_command
 from blpseg.utils.errors import BLPSegError, describe
-from blpseg.utils.files import read_bytes, read_label
+from blpseg.utils.files import index_folder, read_bytes, read_label
 from blpseg.utils.labels import IGNORED
 from blpseg.utils.made import is_up_to_date, stamp, write_label
 from blpseg.utils.parallel import process_files

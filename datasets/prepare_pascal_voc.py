@@ -5,11 +5,11 @@ import argparse
 import os
 import sys
 
-from blpseg.data.datasets.splits import index_folder, read_names, require_folder
-from blpseg.utils import paths
+from blpseg.data.datasets.splits import read_names, require_folder
 from blpseg.utils.cli import add_debug_flag, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import write_bytes_atomic
+from blpseg.utils.files import index_folder, write_bytes_atomic
+from blpseg.utils.paths import data_root, open_file
 
 TRAINAUG_COUNT = 10582  # METHOD.md section 8
 
@@ -53,8 +53,8 @@ def prepare(root: str) -> int:
     path = os.path.join(lists, "trainaug.txt")
     content = "".join(f"{name}\n" for name in names)
     current = None
-    if paths.isfile(path):
-        with paths.open_file(path) as file:
+    if os.path.isfile(path):
+        with open_file(path) as file:
             current = file.read()
     if current != content:
         write_bytes_atomic(path, content.encode())
@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default = os.path.join(paths.data_root(), "VOCdevkit", "VOC2012")
+    default = os.path.join(data_root(), "VOCdevkit", "VOC2012")
     parser.add_argument("--root", default=default, help=f"the folder VOC2012 (default: {default})")
     add_debug_flag(parser)
     return prepare(parser.parse_args().root)

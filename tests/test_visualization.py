@@ -8,7 +8,6 @@ from detectron2.data import MetadataCatalog
 from blpseg.visualization import (
     UNLABELLED_COLOR,
     colorize,
-    data_panels,
     heat_map,
     labelled_overlay,
     legend,
@@ -89,7 +88,7 @@ def test_legend_cuts_no_name_and_grows_with_the_picture():
 
 @pytest.mark.parametrize("label, shown", [(LABEL, True), (LABEL % 3, False)])
 def test_no_label_is_in_the_legend_where_it_is_in_the_picture(metadata, label, shown):
-    picture = result_panels(np.zeros_like(IMAGE), metadata, truth=label)
+    picture = result_panels(np.zeros_like(IMAGE), metadata, maps={"truth": label})
     below = picture[picture.shape[0] - 28 :]  # the legend alone
     assert (below == UNLABELLED_COLOR).all(2).any() == shown
 
@@ -102,15 +101,14 @@ def test_panels(metadata):
         IMAGE,
         metadata,
         scribble=LABEL,
-        annotation_probability=rng.random((30, 44)),
-        prediction=LABEL % 3,
-        truth=LABEL % 3,
+        heat_maps={"annotation probability": rng.random((30, 44))},
+        maps={"prediction": LABEL % 3, "truth": LABEL % 3},
     )
     assert full.dtype == np.uint8 and full.shape[1] > 4 * single.shape[1]
     padding = np.zeros((30, 44), bool)
     padding[:, :10] = True
-    padded = data_panels(IMAGE, metadata, scribble=LABEL, padding=padding)
-    plain = data_panels(IMAGE, metadata, scribble=LABEL)
+    padded = result_panels(IMAGE, metadata, scribble=LABEL, padding=padding)
+    plain = result_panels(IMAGE, metadata, scribble=LABEL)
     assert (padded == (70, 74, 110)).all(2).sum() > 2 * 256 * 60 and not (plain == (70, 74, 110)).all(2).any()
 
 

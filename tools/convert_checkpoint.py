@@ -31,8 +31,8 @@ def main() -> None:
     if os.path.realpath(args.input) == os.path.realpath(args.output):
         raise BLPSegError(f"{args.output}: is the input; give another name so that the original stays")
 
-    from blpseg.checkpoint import load_file, provenance, save_atomic
-    from blpseg.checkpoint.conversion import convert, state_dict_of
+    from blpseg.checkpoint import load_file, provenance, save_atomic, state_dict_of
+    from blpseg.checkpoint.conversion import convert
 
     state = state_dict_of(load_file(args.input), args.input)
     result = convert(state, args.input, args.unannotated_weight)

@@ -6,17 +6,15 @@ its class, the spacious middle is annotated more often than the boundary and thi
 """
 
 import argparse
-import csv
-import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from blpseg.scribbles import preference
+from blpseg.utils import files
 from blpseg.utils.cli import add_work_flags, count, fraction, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import write_bytes_atomic
 
 EXAMPLES = """\
 examples:
@@ -38,20 +36,18 @@ def write_csv(path: str, counts: np.ndarray, classes: Sequence[str], sets: Seque
         sets: names of the sets of scribbles.
     """
     probability, relative = preference.shares(counts)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow("scribbles class quantity from_px to_px pixels annotated probability relative".split())
+    rows = ["scribbles class quantity from_px to_px pixels annotated probability relative".split()]
     for number, name in enumerate(sets):
         for class_id, class_name in enumerate(classes):
             for kind, quantity in enumerate(preference.QUANTITIES):
                 edges = [*preference.bin_edges(quantity).tolist(), ""]
                 for index in np.flatnonzero(counts[kind, class_id, :, 0]):
                     at = kind, class_id, index
-                    writer.writerow(
+                    rows.append(
                         [name, class_name, quantity, edges[index], edges[index + 1], counts[at][0]]
                         + [counts[at][1 + number], f"{probability[at][number]:.6g}", f"{relative[at][number]:.4g}"]
                     )
-    write_bytes_atomic(path, text.getvalue().encode())
+    files.write_csv(path, rows)
 
 
 def plot(path: str, counts: np.ndarray, classes: Sequence[str], sets: Sequence[str], title: str) -> None:
@@ -66,9 +62,11 @@ def plot(path: str, counts: np.ndarray, classes: Sequence[str], sets: Sequence[s
     """
     from matplotlib.figure import Figure
 
+    from blpseg.visualization import write_figure
+
     _, relative = preference.shares(counts)
     shown = [c for c in range(len(classes)) if counts[0, c, :, 0].any()]
-    figure = Figure(figsize=(1.5 + 2.6 * len(shown), 6), layout="constrained")
+    figure = Figure(figsize=(1.5 + 2.6 * len(shown), 6), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
     for kind, quantity in enumerate(preference.QUANTITIES):
         edges = preference.bin_edges(quantity)
@@ -91,9 +89,7 @@ def plot(path: str, counts: np.ndarray, classes: Sequence[str], sets: Sequence[s
         row[0].set_ylabel("annotated, relative to\nthe class's average")
     axes[0][-1].legend(fontsize=8)
     figure.suptitle(title)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_bytes_atomic(path, content.getvalue())
+    write_figure(path, figure)
 
 
 def summary(counts: np.ndarray, classes: Sequence[str], sets: Sequence[str]) -> str:

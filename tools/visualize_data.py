@@ -71,7 +71,7 @@ def _annotations(names):
 
     from blpseg.data.datasets import load_records
     from blpseg.utils.files import read_image, read_label
-    from blpseg.visualization import data_panels
+    from blpseg.visualization import result_panels
 
     for name in names:
         metadata = MetadataCatalog.get(name)
@@ -84,7 +84,8 @@ def _annotations(names):
                     if labels[part].shape != image.shape[:2]:
                         raise BLPSegError(f"{record[key]}: not of the size of its image {record['file_name']}")
             stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-            yield f"{name}_{stem}", data_panels(image, metadata, **labels)
+            scribble = labels.pop("scribble", None)
+            yield f"{name}_{stem}", result_panels(image, metadata, scribble=scribble, over=labels)
 
 
 def _loaded(cfg):
@@ -93,7 +94,7 @@ def _loaded(cfg):
 
     from blpseg.data.build import build_train_loader
     from blpseg.utils.labels import IGNORED
-    from blpseg.visualization import data_panels
+    from blpseg.visualization import result_panels
 
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     samples = itertools.chain.from_iterable(build_train_loader(cfg))
@@ -105,7 +106,7 @@ def _loaded(cfg):
         stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
         yield (
             f"{position:05d}_{stem}",
-            data_panels(np.ascontiguousarray(image), metadata, scribble=label, padding=label == IGNORED),
+            result_panels(np.ascontiguousarray(image), metadata, scribble=label, padding=label == IGNORED),
         )
 
 

@@ -10,9 +10,6 @@ import torch
 
 from ..utils.errors import BLPSegError
 from ..utils.state_dict import current_name
-from ..utils.weights_files import state_dict_of
-
-__all__ = ["Conversion", "convert", "state_dict_of"]
 
 # Published layout <-> ours, as (published prefix, our prefix). {0} and {1} are numbers.
 _BACKBONE = tuple(
@@ -82,11 +79,9 @@ def _renamer(rules) -> Callable[[str], str | None]:
 
 @dataclass
 class Conversion:
-    """The result of :func:`convert`.
+    """The result of :func:`convert`: the layout that was recognised and the converted tensors.
 
     Attributes:
-        source: the layout that was recognised, in words.
-        state_dict: converted tensors.
         dropped: (key, reason) of every tensor left out.
         initial: prefixes of our model's parts that the file does not fill.
         config: ``KEY VALUE`` pairs under which the weights fit, for the user to read.
@@ -103,7 +98,7 @@ def convert(state: Mapping[str, torch.Tensor], file: str, unannotated_weight: fl
     """Convert a state dict to the other layout: published, ResNet -> ours; ours -> published.
 
     Args:
-        state: name -> tensor, as :func:`state_dict_of` returns it.
+        state: name -> tensor, as :func:`blpseg.checkpoint.state_dict_of` returns it.
         file: its name, for messages.
         unannotated_weight: last entry of the ``CELoss.weight`` that the published layout carries.
 

@@ -12,8 +12,6 @@ from ..utils.errors import BLPSegError, describe
 from ..utils.state_dict import current_name
 from ..utils.weights_files import check_finite, load_file, state_dict_of
 
-__all__ = ["load_weights"]
-
 logger = logging.getLogger(__name__)
 
 

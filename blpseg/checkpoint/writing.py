@@ -15,13 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import write_atomic
+from ..utils.files import write_atomic, write_bytes_atomic
 from ..utils.weights_files import DIGEST_LENGTH, DIGEST_MARK, check_finite, load_file
-
-__all__ = ["Checkpointer", "provenance", "save_atomic"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +121,9 @@ class Checkpointer:
     def __init__(self, output_dir: str, keep: int, *, slim: bool = False):
         """
         Args:
-            output_dir: an existing folder, local or remote.
-            keep: how many of the newest numbered checkpoints stay.
+            output_dir: an existing folder.
+            keep: how many of the newest numbered checkpoints stay. Raises BLPSegError for less than 1.
             slim: leave the optimiser's state out of ``model_best.pth`` and ``model_final.pth``.
-
-        Raises:
-            BLPSegError: ``keep`` is less than 1; then no checkpoint would stay.
         """
         if keep < 1:
             raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep}: at least 1 must stay to go on from")
@@ -142,23 +136,23 @@ class Checkpointer:
 
     def iterations(self) -> list[int]:
         """Iterations that have a checkpoint, newest first."""
-        if not PathManager.isdir(self.output_dir):
-            return []
-        names = (re.fullmatch(r"model_(\d{7,})\.pth", name) for name in PathManager.ls(self.output_dir))
+        names = (re.fullmatch(r"model_(\d{7,})\.pth", name) for name in self._files())
         return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def _files(self) -> list[str]:
+        return os.listdir(self.output_dir) if os.path.isdir(self.output_dir) else []
 
     def save(self, state: dict, iteration: int) -> str:
         """Write the checkpoint of ``iteration``, then delete those beyond ``keep``; the path."""
         path = self.path(iteration)
         save_atomic(path, state)
-        write_atomic(
-            os.path.join(self.output_dir, "last_checkpoint"), lambda file: file.write(os.path.basename(path).encode())
-        )
+        last = os.path.join(self.output_dir, "last_checkpoint")
+        write_bytes_atomic(last, os.path.basename(path).encode(), durable=True)
         # Newer ones than this are of a run that was resumed from an older checkpoint; they are void now.
         kept = [i for i in self.iterations() if i <= iteration][: self.keep]
         for old in self.iterations():
             if old not in kept:
-                PathManager.rm(self.path(old))
+                os.unlink(self.path(old))
         return path
 
     def name_best(self, iteration: int) -> None:
@@ -173,16 +167,11 @@ class Checkpointer:
             state = load_file(source)
             save_atomic(target, {key: value for key, value in state.items() if key != "optimizer"})
             return
-        if "://" in target:
-            PathManager.copy(source, target, overwrite=True)
-            return
         temporary = os.path.join(self.output_dir, f".{name}.{os.getpid()}.tmp")
         try:
             os.link(source, temporary)
         except OSError:  # a file system without hard links
-            with open(source, "rb") as file:
-                content = file.read()
-            write_atomic(target, lambda out: out.write(content))
+            write_bytes_atomic(target, Path(source).read_bytes(), durable=True)
             return
         os.replace(temporary, target)
         with contextlib.suppress(FileNotFoundError):
@@ -190,9 +179,7 @@ class Checkpointer:
 
     def remove_temporary_files(self) -> None:
         """Delete what a killed process was writing. Call it only while no other process writes here."""
-        if "://" in self.output_dir or not os.path.isdir(self.output_dir):
-            return
-        for name in os.listdir(self.output_dir):
+        for name in self._files():
             if re.fullmatch(r"\.(model_\w+\.pth|last_checkpoint|\w+\.(json|yaml)|dump_\w+\.pth)\.\d+\.tmp", name):
                 os.unlink(os.path.join(self.output_dir, name))
 

@@ -13,10 +13,8 @@ from torchvision.transforms import functional as photometric
 from ..utils.errors import BLPSegError
 from ..utils.labels import IGNORED
 
-__all__ = ["TrainingAugmentation", "relative_scale"]
-
 _FLIP_CODES = {"horizontal": 1, "vertical": 0, "none": None}  # of cv2.flip
-_MAX_JITTER = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5}
+_JITTERED = ("brightness", "contrast", "saturation", "hue")
 
 
 class TrainingAugmentation:
@@ -55,23 +53,7 @@ class TrainingAugmentation:
             pixel_mean: of the three channels in 0..255, the colour of padding.
             image_format: "RGB" or "BGR".
             longest_side: an image that is longer is first taken to be scaled to it; 0 for none.
-
-        Raises:
-            BLPSegError: a value is out of range.
         """
-        if flip not in _FLIP_CODES:
-            raise BLPSegError(f"INPUT.RANDOM_FLIP {flip!r}: expected one of {', '.join(_FLIP_CODES)}")
-        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
-            raise BLPSegError(f"INPUT.SCALE_RANGE {list(scale_range)}: expected [least, largest], both above 0")
-        if not 0 <= rotation_degrees <= 180:
-            raise BLPSegError(f"INPUT.ROTATION_DEGREES {rotation_degrees}: expected 0..180")
-        if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < 1 or any(v != int(v) for v in crop_size)):
-            raise BLPSegError(f"INPUT.CROP.SIZE {list(crop_size)}: expected [height, width] in pixels")
-        for name, largest in _MAX_JITTER.items():
-            if not 0 <= color_jitter[name] <= largest:
-                raise BLPSegError(f"INPUT.COLOR_JITTER.{name.upper()} {color_jitter[name]}: expected 0..{largest}")
-        if longest_side < 0:
-            raise BLPSegError(f"INPUT.LONGEST_SIDE {longest_side}: expected pixels, or 0 for none")
         self.longest_side = longest_side
         self.flip_code = _FLIP_CODES[flip]
         self.scale_range = tuple(scale_range)
@@ -83,15 +65,17 @@ class TrainingAugmentation:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE != "absolute":
-            raise BLPSegError(f"INPUT.CROP.TYPE {cfg.INPUT.CROP.TYPE!r}: BLPSeg crops to a size in pixels, 'absolute'")
-        jitter = cfg.INPUT.COLOR_JITTER
+        crop = cfg.INPUT.CROP
+        if crop.ENABLED and (crop.TYPE != "absolute" or any(side != int(side) for side in crop.SIZE)):
+            raise BLPSegError(
+                f"INPUT.CROP.TYPE {crop.TYPE!r} and SIZE {list(crop.SIZE)}: BLPSeg crops to whole pixels, 'absolute'"
+            )
         return {
             "flip": cfg.INPUT.RANDOM_FLIP,
             "scale_range": cfg.INPUT.SCALE_RANGE,
             "rotation_degrees": cfg.INPUT.ROTATION_DEGREES,
-            "crop_size": cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else None,
-            "color_jitter": {name: getattr(jitter, name.upper()) for name in _MAX_JITTER},
+            "crop_size": crop.SIZE if crop.ENABLED else None,
+            "color_jitter": {name: cfg.INPUT.COLOR_JITTER[name.upper()] for name in _JITTERED},
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "image_format": cfg.INPUT.FORMAT,
             "longest_side": cfg.INPUT.LONGEST_SIDE,

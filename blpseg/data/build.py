@@ -25,8 +25,6 @@ from ..utils.parallel import die_with
 from .dataset_mapper import LABEL_FILES, ScribbleDatasetMapper
 from .datasets import load_records, register_datasets, split_records
 
-__all__ = ["build_test_loader", "build_train_loader"]
-
 _PERMUTATION, _SAMPLE = 0, 1  # the two kinds of random streams differ by it
 
 
@@ -64,10 +62,7 @@ def build_train_loader(
         raise BLPSegError(f"DATASETS.HOLD_OUT {cfg.DATASETS.HOLD_OUT} leaves no image to train on; hold out fewer")
     _require_annotation(records, LABEL_FILES[cfg.INPUT.SUPERVISION])
     world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise BLPSegError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided evenly among {world_size} processes"
-        )
+    images_per_process(cfg, world_size)  # raises where they cannot be divided
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     return _Loader(
         _RunDataset(records, mapper or ScribbleDatasetMapper(cfg, is_train=True), cfg.DATALOADER.NUM_WORKERS, seed),
@@ -78,20 +73,33 @@ def build_train_loader(
     )
 
 
+def images_per_process(cfg: CfgNode, world_size: int) -> int:
+    """SOLVER.IMS_PER_BATCH divided by the number of processes.
+
+    Raises:
+        BLPSegError: it cannot be divided evenly, or SOLVER.ACCUMULATION_STEPS is more than each process's share.
+    """
+    total, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
+    if total < 1 or total % world_size:
+        raise BLPSegError(
+            f"config: SOLVER.IMS_PER_BATCH {total} is the total over all processes and must be a multiple of their "
+            f"number, {world_size}"
+        )
+    if not 1 <= parts <= total // world_size:
+        raise BLPSegError(
+            f"config: SOLVER.ACCUMULATION_STEPS {parts} must be from 1 to the images of a process, "
+            f"{total // world_size}"
+        )
+    return total // world_size
+
+
 def build_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Callable[[dict], dict] | None = None
 ) -> torch.utils.data.DataLoader:
     """A loader with one image in a batch, in the order of the records, divided among the processes.
 
-    Counterpart of ``build_detection_test_loader``.
-
-    Args:
-        cfg: DATALOADER.NUM_WORKERS, INPUT.FORMAT.
-        dataset_name: in the catalogs.
-        mapper: by default ``ScribbleDatasetMapper(cfg, False)``.
-
-    Raises:
-        BLPSegError: as :func:`build_train_loader`.
+    Counterpart of ``build_detection_test_loader``; ``mapper`` is by default ``ScribbleDatasetMapper(cfg, False)``.
+    Raises as :func:`build_train_loader`.
     """
     register_datasets(cfg)
     records = _load(cfg, dataset_name)

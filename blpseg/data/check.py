@@ -12,17 +12,13 @@ import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..utils import paths
 from ..utils.errors import BLPSegError
-from ..utils.files import read_image, read_label
+from ..utils.files import index_folder, read_image, read_label
 from ..utils.labels import UNANNOTATED
 from ..utils.made import classes_of
 from ..utils.parallel import map_files
-from .check_report import DatasetReport, Finding, finding
+from .check_report import DatasetReport, finding
 from .datasets import load_records, splits
-from .datasets.splits import index_folder
-
-__all__ = ["DatasetReport", "Finding", "check_datasets"]
 
 _LABEL_SUFFIX = re.compile(r"[-_. ]?(mask|label|labels|labelids|scribble|scribbles|gt|seg|annotation)$", re.IGNORECASE)
 
@@ -42,16 +38,13 @@ def check_datasets(
     workers: int | None = None,
     max_disagreement: float = 0.05,
 ) -> list[DatasetReport]:
-    """Read every file of some splits and report what is wrong with each.
+    """Read every file of some splits and report what is wrong with each, in order.
 
     Args:
         names: in the catalogs; images are compared between them for duplicates.
         num_classes: of the model; the data sets must have as many.
         workers: processes.
         max_disagreement: share of a scribble's pixels that the dense mask may contradict before that is wrong.
-
-    Returns:
-        A report for each name, in order.
 
     Raises:
         BLPSegError: a name is not registered, or a worker was killed. What is missing on disk is a finding.
@@ -84,9 +77,9 @@ def check_datasets(
 
 
 def _read_all(report, records, digests, workers, max_disagreement) -> None:
-    report.images = len(records)
     examine = partial(
         _examine,
+        name=report.name,
         classes=report.classes,
         ignore_label=MetadataCatalog.get(report.name).get("ignore_label", UNANNOTATED),
         max_disagreement=max_disagreement,
@@ -95,10 +88,13 @@ def _read_all(report, records, digests, workers, max_disagreement) -> None:
     )
     for record, result in map_files(examine, records, workers, report.name):
         if isinstance(result, BLPSegError):
-            result = {"findings": [finding("unreadable", record["file_name"], _without_path(result, record))]}
-        _add(report, result)
-        if "digest" in result:
-            digests.setdefault(result["digest"], []).append((report, record["file_name"]))
+            report.images += 1
+            report.findings.append(finding("unreadable", record["file_name"], _without_path(result, record)))
+            continue
+        found, digest = result
+        report.add(found)
+        if digest:
+            digests.setdefault(digest, []).append((report, record["file_name"]))
     _note(report)
 
 
@@ -114,7 +110,7 @@ def _similar_names(name: str, records: Sequence[dict]) -> dict[str, str]:
     split = splits().get(name)
     for part in ("scribbles", "masks"):
         folder = split.path(part) if split is not None else ""
-        for label, path in (index_folder(folder) if folder and paths.isdir(folder) else {}).items():
+        for label, path in (index_folder(folder) if folder and os.path.isdir(folder) else {}).items():
             named = _LABEL_SUFFIX.sub("", label)
             if named != label and named in images and label not in images:
                 hints.setdefault(images[named], f"{path} seems to be it: labels have the image's name, {named}.png")
@@ -135,24 +131,27 @@ def _expected_labels(name: str, records: Sequence[dict]) -> tuple[str, ...]:
 def _examine(
     record: dict,
     *,
+    name: str,
     classes: list[str],
     ignore_label: int,
     max_disagreement: float,
     labels: tuple[str, ...],
     similar: dict[str, str],
-) -> dict:
-    """Read one record's files: counts, a digest of the image's pixels, findings."""
-    num_classes = len(classes)
-    findings: list[Finding] = []
-    result = {"findings": findings}
-    size = None
+) -> tuple[DatasetReport, bytes]:
+    """Read one record's files: what was found, and a digest of the image's pixels."""
+    report = DatasetReport(name, classes, images=1)
+    num_classes, size, digest = len(classes), None, b""
+
+    def wrong(kind: str, path: str, message: str) -> None:
+        report.findings.append(finding(kind, path, message))
+
     try:
         image = read_image(record["file_name"])
         size = image.shape[:2]
-        result["size"] = f"{size[1]} x {size[0]}"
-        result["digest"] = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).digest()
+        report.sizes[f"{size[1]} x {size[0]}"] += 1
+        digest = hashlib.blake2b(repr(size).encode() + image.tobytes(), digest_size=16).digest()
     except BLPSegError as error:
-        findings.append(finding("unreadable", record["file_name"], _without_path(error, record)))
+        wrong("unreadable", record["file_name"], _without_path(error, record))
 
     maps = {}
     for key, part in (("scribble_file_name", "scribble"), ("sem_seg_file_name", "mask")):
@@ -160,39 +159,34 @@ def _examine(
         if path is None:
             if key in labels:
                 hint = similar.get(record["file_name"])
-                findings.append(
-                    finding("missing", record["file_name"], f"has no {part}" + (f"; {hint}" if hint else ""))
-                )
+                wrong("missing", record["file_name"], f"has no {part}" + (f"; {hint}" if hint else ""))
             continue
         try:
-            label = read_label(path)
+            label = maps[part] = read_label(path)
         except BLPSegError as error:
-            findings.append(finding("unreadable", path, _without_path(error, record)))
+            wrong("unreadable", path, _without_path(error, record))
             continue
         if size is not None and label.shape != size:
-            findings.append(
-                finding("size", path, f"{label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}")
-            )
+            wrong("size", path, f"{label.shape[1]} x {label.shape[0]} pixels, its image {size[1]} x {size[0]}")
         counts = np.bincount(label.ravel(), minlength=256)
-        unlabelled = {UNANNOTATED} if part == "scribble" else {UNANNOTATED, ignore_label}
-        bad = [v for v in range(num_classes, 256) if counts[v] and v not in unlabelled]
-        if bad:
-            findings.append(finding("range", path, _out_of_range(bad, counts, num_classes, part)))
-        result[f"{part}_pixels"] = np.where(np.isin(np.arange(num_classes), list(unlabelled)), 0, counts[:num_classes])
-        maps[part] = label
+        unlabelled = [UNANNOTATED] if part == "scribble" else [UNANNOTATED, ignore_label]
+        counts_of_classes = np.where(np.isin(np.arange(num_classes), unlabelled), 0, counts[:num_classes])
+        setattr(report, f"{part}_pixels", counts_of_classes)
+        setattr(report, f"{part}_images", (counts_of_classes > 0).astype(np.int64))
+        if bad := [v for v in range(num_classes, 256) if counts[v] and v not in unlabelled]:
+            wrong("range", path, _out_of_range(bad, counts, num_classes, part))
 
     if "scribble" in maps:
-        _examine_scribble(result, record["scribble_file_name"], maps, classes)
-        if "mask" in maps and maps["mask"].shape == maps["scribble"].shape and result["annotated"]:
-            path = record["scribble_file_name"]
-            _compare(result, maps["scribble"], maps["mask"], num_classes, ignore_label, max_disagreement, path)
-    return result
+        path = record["scribble_file_name"]
+        _examine_scribble(report, path, maps)
+        if "mask" in maps and maps["mask"].shape == maps["scribble"].shape and report.annotated:
+            _compare(report, maps["scribble"], maps["mask"], ignore_label, max_disagreement, path)
+    return report, digest
 
 
-def _examine_scribble(result: dict, path: str, maps: dict[str, np.ndarray], classes: list[str]) -> None:
-    scribble, findings = maps["scribble"], result["findings"]
-    result["annotated"], result["scribble_area"] = int(result["scribble_pixels"].sum()), scribble.size
-    result["stroke_width"] = _stroke_width(scribble != UNANNOTATED)
+def _examine_scribble(report: DatasetReport, path: str, maps: dict[str, np.ndarray]) -> None:
+    scribble, classes = maps["scribble"], report.classes
+    report.annotated, report.scribble_area = int(report.scribble_pixels.sum()), scribble.size
     other = [(n, name) for n, name in classes_of(path).items() if n < len(classes) and name != classes[n]]
     if other:
         number, name = other[0]
@@ -201,11 +195,13 @@ def _examine_scribble(result: dict, path: str, maps: dict[str, np.ndarray], clas
             f"{classes[number]!r}; give both the same order, best by one file as DATASETS.FOLDER.CLASSES_FILE and "
             "--vocabulary"
         )
-        findings.append(finding("classes", path, message))
-    if not result["annotated"]:
-        findings.append(finding("empty", path, "no annotated pixel"))
-    elif message := _zero_means_unannotated(scribble, maps.get("mask"), len(classes)):
-        findings.append(finding("zero", path, message))
+        report.findings.append(finding("classes", path, message))
+    if not report.annotated:
+        report.findings.append(finding("empty", path, "no annotated pixel"))
+        return
+    report.stroke_widths[round(_stroke_width(scribble != UNANNOTATED))] += 1
+    if message := _zero_means_unannotated(scribble, maps.get("mask"), len(classes)):
+        report.findings.append(finding("zero", path, message))
 
 
 def _stroke_width(drawn: np.ndarray) -> float:
@@ -214,22 +210,22 @@ def _stroke_width(drawn: np.ndarray) -> float:
     return max(1.0, 2 * drawn.sum() / outline.sum() - (outline.sum() == drawn.sum())) if drawn.any() else 0.0
 
 
-def _compare(result, scribble, mask, num_classes, ignore_label, max_disagreement, path) -> None:
-    told = (scribble < num_classes) & (mask < num_classes) & (mask != ignore_label)
-    wrong = told & (scribble != mask)
-    result["compared"] = np.bincount(scribble[told], minlength=num_classes)
-    result["disagreeing"] = np.bincount(scribble[wrong], minlength=num_classes)
-    share = wrong.sum() / max(1, told.sum())
+def _compare(report: DatasetReport, scribble, mask, ignore_label: int, max_disagreement: float, path: str) -> None:
+    num_classes = len(report.classes)
+    comparable = (scribble < num_classes) & (mask < num_classes) & (mask != ignore_label)
+    wrong = comparable & (scribble != mask)
+    report.compared = np.bincount(scribble[comparable], minlength=num_classes)
+    report.disagreeing = np.bincount(scribble[wrong], minlength=num_classes)
+    share = wrong.sum() / max(1, comparable.sum())
     if share > max_disagreement:
-        message = f"{share:.1%} of its {told.sum()} pixels disagree with the mask"
-        result["findings"].append(
-            finding("disagreement", path, message + _shift_hint(scribble, mask, told, share), share)
-        )
+        message = f"{share:.1%} of its {comparable.sum()} pixels disagree with the mask"
+        message += _shift_hint(scribble, mask, comparable, share)
+        report.findings.append(finding("disagreement", path, message, share))
 
 
-def _shift_hint(scribble: np.ndarray, mask: np.ndarray, told: np.ndarray, share: float) -> str:
+def _shift_hint(scribble: np.ndarray, mask: np.ndarray, comparable: np.ndarray, share: float) -> str:
     """Whether the strokes would fit if they were moved, mirrored or transposed."""
-    rows, columns = np.nonzero(told)
+    rows, columns = np.nonzero(comparable)
     height, width = mask.shape
     moves = {
         f"moved by {dy} rows and {dx} columns": (rows + dy, columns + dx)
@@ -290,29 +286,10 @@ def _out_of_range(bad: list[int], counts: np.ndarray, num_classes: int, part: st
     return message
 
 
-def _add(report: DatasetReport, result: dict) -> None:
-    report.findings += result["findings"]
-    if "size" in result:
-        report.sizes[result["size"]] = report.sizes.get(result["size"], 0) + 1
-    for part in ("scribble", "mask"):
-        if f"{part}_pixels" in result:
-            pixels = result[f"{part}_pixels"]
-            getattr(report, f"{part}_pixels")[:] += pixels
-            getattr(report, f"{part}_images")[:] += pixels > 0
-    if result.get("annotated"):
-        width = round(result["stroke_width"])
-        report.stroke_widths[width] = report.stroke_widths.get(width, 0) + 1
-    report.annotated += result.get("annotated", 0)
-    report.scribble_area += result.get("scribble_area", 0)
-    for key in ("compared", "disagreeing"):
-        if key in result:
-            getattr(report, key)[:] += result[key]
-
-
 def _note(report: DatasetReport) -> None:
     split = splits().get(report.name)
     for part in ("scribbles", "masks"):
-        if split is not None and split.path(part) and not paths.isdir(split.path(part)):
+        if split is not None and split.path(part) and not os.path.isdir(split.path(part)):
             report.notes.append(f"{split.path(part)}: no such folder; {split.remedy(part)}")
     for part in ("scribble", "mask"):
         pixels = getattr(report, f"{part}_pixels")
@@ -320,7 +297,7 @@ def _note(report: DatasetReport) -> None:
         if pixels.any() and absent:
             report.notes.append(f"no {part} has a pixel of: {', '.join(absent)}")
 
-    widths = sorted(width for width, count in report.stroke_widths.items() for _ in range(count))
+    widths = sorted(report.stroke_widths.elements())
     if widths:
         narrow, wide = widths[len(widths) // 10], widths[-1 - len(widths) // 10]
         if wide >= 2 * narrow:

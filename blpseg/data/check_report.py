@@ -2,64 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from tabulate import tabulate
 
 from ..utils.errors import printable
 
-__all__ = ["DatasetReport", "Finding", "finding"]
-
 WORST_FILES = 10
 
-# A file's weight in the list of the worst: what stops training first, what merely misleads it last.
-_SEVERITY = {
-    "unreadable": 6.0,
-    "missing": 6.0,
-    "size": 5.0,
-    "classes": 4.5,
-    "range": 4.0,
-    "zero": 3.0,
-    "duplicate": 2.5,
-    "empty": 2.0,
-    "disagreement": 1.0,
-}
-_MEANING = {
-    "unreadable": "files that do not open",
-    "missing": "images without a label file",
-    "size": "labels of another size than their image",
-    "classes": "classes that do not agree with the config",
-    "range": "labels with values out of range",
-    "zero": "scribbles where 0 seems to mean 'not annotated'",
-    "duplicate": "images that are in more than one split",
-    "empty": "scribbles without an annotated pixel",
-    "disagreement": "scribbles that disagree with the dense mask",
+# Kind -> weight in the list of the worst files (what stops training first, what merely misleads it last), and meaning.
+_KINDS = {
+    "unreadable": (6.0, "files that do not open"),
+    "missing": (6.0, "images without a label file"),
+    "size": (5.0, "labels of another size than their image"),
+    "classes": (4.5, "classes that do not agree with the config"),
+    "range": (4.0, "labels with values out of range"),
+    "zero": (3.0, "scribbles where 0 seems to mean 'not annotated'"),
+    "duplicate": (2.5, "images that are in more than one split"),
+    "empty": (2.0, "scribbles without an annotated pixel"),
+    "disagreement": (1.0, "scribbles that disagree with the dense mask"),
 }
 _PER_CLASS = ("scribble_pixels", "mask_pixels", "scribble_images", "mask_images", "compared", "disagreeing")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a file.
-
-    Attributes:
-        kind: a key of the table of kinds: unreadable, missing, size, classes, range, zero, duplicate, empty,
-            disagreement.
-        file: its path.
-        message: what is wrong, without the path.
-        severity: the larger the worse.
-    """
+    """Something wrong with a file, ``message`` without its path; ``kind`` is a key of the table above."""
 
     kind: str
     file: str
     message: str
-    severity: float
+    severity: float  # the larger the worse
 
 
 @dataclass
 class DatasetReport:
-    """What was found in one split. Counts are of pixels where not said otherwise.
+    """What was found in one split, or in some of its records. Counts are of pixels where not said otherwise.
 
     Attributes:
         name, classes: of the split.
@@ -68,7 +48,7 @@ class DatasetReport:
         scribble_pixels, mask_pixels: (C,) of each class.
         scribble_images, mask_images: (C,) images that the class occurs in.
         annotated, scribble_area: annotated pixels and all pixels of the scribbles.
-        compared, disagreeing: (C,) scribbled pixels that a mask tells about, and those it contradicts.
+        compared, disagreeing: (C,) scribbled pixels that have a class in the mask, and those with another class there.
         stroke_widths: width in pixels, estimated -> scribbles.
         findings: what is wrong.
         notes: worth knowing, not wrong.
@@ -77,7 +57,7 @@ class DatasetReport:
     name: str
     classes: list[str]
     images: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: Counter[str] = field(default_factory=Counter)
     scribble_pixels: np.ndarray = None
     mask_pixels: np.ndarray = None
     scribble_images: np.ndarray = None
@@ -86,13 +66,18 @@ class DatasetReport:
     scribble_area: int = 0
     compared: np.ndarray = None
     disagreeing: np.ndarray = None
-    stroke_widths: dict[int, int] = field(default_factory=dict)
+    stroke_widths: Counter[int] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         for name in _PER_CLASS:
             setattr(self, name, np.zeros(len(self.classes), np.int64))
+
+    def add(self, other: DatasetReport) -> None:
+        """Add what was found in further records of the split."""
+        for counted in fields(self)[2:]:  # behind name and classes
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
     @property
     def healthy(self) -> bool:
@@ -114,10 +99,8 @@ class DatasetReport:
             "sizes": self.sizes,
             "annotated_share": _share(self.annotated, self.scribble_area),
             "disagreeing_share": _share(int(self.disagreeing.sum()), int(self.compared.sum())),
-            "classes": {
-                name: {key: int(getattr(self, key)[c]) for key in _PER_CLASS} for c, name in enumerate(self.classes)
-            },
-            "counts": {kind: n for kind in _SEVERITY if (n := sum(f.kind == kind for f in self.findings))},
+            "classes": {n: {key: int(getattr(self, key)[c]) for key in _PER_CLASS} for c, n in enumerate(self.classes)},
+            "counts": {kind: n for kind in _KINDS if (n := sum(f.kind == kind for f in self.findings))},
             "findings": [vars(finding) for finding in self.findings],
             "worst": [finding.file for finding in self.worst()],
             "notes": self.notes,
@@ -127,14 +110,16 @@ class DatasetReport:
         """A table of the whole, one of the classes, the notes, and the ten worst files."""
         scribbled, masked = self.scribble_area > 0, self.mask_pixels.any()
         summary = [("images", self.images)]
-        summary += [("sizes", ", ".join(f"{size} ({n})" for size, n in _most_frequent(self.sizes)) or "-")]
+        sizes = self.sizes.most_common(4)
+        sizes += [("others", rest)] if (rest := self.sizes.total() - sum(n for _, n in sizes)) else []
+        summary.append(("sizes", ", ".join(f"{size} ({n})" for size, n in sizes) or "-"))
         if scribbled:
             summary.append(("annotated pixels", _percent(self.annotated, self.scribble_area)))
         if self.compared.any():
             summary.append(
                 ("of these, contradicted by the mask", _percent(self.disagreeing.sum(), self.compared.sum()))
             )
-        summary += [(meaning, sum(f.kind == kind for f in self.findings)) for kind, meaning in _MEANING.items()]
+        summary += [(meaning, sum(f.kind == kind for f in self.findings)) for kind, (_, meaning) in _KINDS.items()]
         lines = [f"== {self.name}: {'sound' if self.healthy else 'NOT SOUND'}", tabulate(summary, tablefmt="plain")]
         if scribbled or masked:
             rows = []
@@ -160,7 +145,7 @@ class DatasetReport:
 
 def finding(kind: str, file: str, message: str, excess: float = 0.0) -> Finding:
     """A finding whose severity is that of its kind, and a little more."""
-    return Finding(kind, file, message, _SEVERITY[kind] + excess)
+    return Finding(kind, file, message, _KINDS[kind][0] + excess)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -169,9 +154,3 @@ def _share(part: int, whole: int) -> float | None:
 
 def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f}%" if whole else "-"
-
-
-def _most_frequent(counts: dict[str, int], most: int = 4) -> list[tuple[str, int]]:
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    rest = sum(n for _, n in ordered[most:])
-    return ordered[:most] + ([("others", rest)] if rest else [])

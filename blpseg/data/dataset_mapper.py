@@ -13,8 +13,6 @@ from ..utils.files import read_image, read_label
 from ..utils.labels import MOST_CLASSES, UNANNOTATED
 from .augmentation import TrainingAugmentation
 
-__all__ = ["ScribbleDatasetMapper"]
-
 # INPUT.SUPERVISION -> the record's field that names the label
 LABEL_FILES = {"scribble": "scribble_file_name", "dense": "sem_seg_file_name"}
 
@@ -48,8 +46,6 @@ class ScribbleDatasetMapper:
             ignore_label: value of dense masks without a class, beside 255.
             augmentation: needed when training.
         """
-        if supervision not in LABEL_FILES:
-            raise BLPSegError(f"INPUT.SUPERVISION {supervision!r}: expected one of {', '.join(LABEL_FILES)}")
         if not 2 <= num_classes <= MOST_CLASSES:
             raise BLPSegError(
                 f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {num_classes}: 2 to {MOST_CLASSES} are possible with 8-bit labels"
@@ -71,16 +67,14 @@ class ScribbleDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
         }
         if is_train:
-            labels = {MetadataCatalog.get(name).get("ignore_label", UNANNOTATED) for name in cfg.DATASETS.TRAIN} or {
-                UNANNOTATED
-            }
+            labels = {MetadataCatalog.get(name).get("ignore_label", UNANNOTATED) for name in cfg.DATASETS.TRAIN}
             if cfg.INPUT.SUPERVISION == "dense" and len(labels) > 1:
                 raise BLPSegError(
                     f"DATASETS.TRAIN {cfg.DATASETS.TRAIN}: their masks have different ignore labels {labels}"
                 )
             arguments |= {
                 "supervision": cfg.INPUT.SUPERVISION,
-                "ignore_label": labels.pop(),
+                "ignore_label": next(iter(labels), UNANNOTATED),
                 "augmentation": TrainingAugmentation(cfg),
             }
         return arguments

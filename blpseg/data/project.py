@@ -11,13 +11,10 @@ from pathlib import Path
 import yaml
 
 from ..scribbles.vocabulary import Vocabulary, load_vocabulary
-from ..utils import paths
 from ..utils.errors import BLPSegError
-from ..utils.files import IMAGE_EXTENSIONS, image_size, write_bytes_atomic
+from ..utils.files import IMAGE_EXTENSIONS, image_size, index_folder, write_bytes_atomic
 from ..utils.palette import distinct_colors
 from ..utils.yaml_files import read_config, read_yaml
-
-__all__ = ["CONFIG", "add_images", "create_project", "folder_classes", "list_images", "set_classes", "template"]
 
 CONFIG = "config.yaml"
 _TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
@@ -101,10 +98,7 @@ def create_project(
 
 
 def add_images(root: str | os.PathLike, images: str | os.PathLike, into: str = "images/train") -> int:
-    """Copy photos into a project; those whose stem is there already, for training or validation, are left out.
-
-    Returns:
-        how many were copied.
+    """Copy photos into a project, except those whose stem is there, for training or validation; returns how many.
 
     Raises:
         BLPSegError: a photo cannot be read, or two share a stem. Nothing has been copied then.
@@ -120,28 +114,15 @@ def add_images(root: str | os.PathLike, images: str | os.PathLike, into: str = "
 
 
 def list_images(folder: str | os.PathLike) -> dict[str, Path]:
-    """Stem -> path of the images of a folder, by name; hidden files and others are left out.
-
-    Raises:
-        BLPSegError: no such folder, or two images share a stem.
-    """
+    """Stem -> path of the images of a folder, by name; hidden files and others are left out. Raises BLPSegError if
+    there is no such folder, or two images share a stem."""
     if not os.path.isdir(folder):
         raise BLPSegError(f"{folder}: no such folder")
-    files: dict[str, Path] = {}
-    for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in IMAGE_EXTENSIONS:
-            continue
-        if path.stem in files:
-            raise BLPSegError(f"{path}: {files[path.stem].name} has the same stem; rename one of them")
-        files[path.stem] = path
-    return files
+    return {stem: Path(path) for stem, path in index_folder(folder).items()}
 
 
 def folder_classes(folder: Mapping) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Class names and RGB colours that ``DATASETS.FOLDER`` of a config gives.
-
-    Args:
-        folder: its keys CLASSES or CLASSES_FILE, COLORS and ROOT.
+    """Class names and RGB colours by the keys CLASSES or CLASSES_FILE, COLORS and ROOT of ``DATASETS.FOLDER``.
 
     Raises:
         BLPSegError: the classes are missing, doubled, or given twice, or the colours do not fit.
@@ -230,7 +211,7 @@ def _folder(path, config: Mapping) -> dict:
 
 def _read_classes_file(path: str) -> tuple[list, list | None]:
     """Names and colours: `classes: [...]` with `colors: [[r, g, b], ...]`, or a vocabulary file of the converters."""
-    if not paths.isfile(path):
+    if not os.path.isfile(path):
         raise BLPSegError(f"{path}: no such file (DATASETS.FOLDER.CLASSES_FILE, relative to DATASETS.FOLDER.ROOT)")
     content = read_yaml(path)
     if isinstance(content, dict) and isinstance(content.get("classes"), list):

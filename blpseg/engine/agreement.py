@@ -8,8 +8,6 @@ from detectron2.utils import comm
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["PeerFailure", "on_main"]
-
 
 class PeerFailure(BLPSegError):
     """Another process of this run failed; its own message says why."""

@@ -7,8 +7,6 @@ import logging
 import torch
 from detectron2.config import CfgNode
 
-__all__ = ["autocast_dtype"]
-
 logger = logging.getLogger(__name__)
 
 

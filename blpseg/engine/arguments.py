@@ -6,8 +6,6 @@ import argparse
 
 from ..utils.cli import add_debug_flag
 
-__all__ = ["argument_parser"]
-
 
 def argument_parser(description: str = "", epilog: str = "") -> argparse.ArgumentParser:
     """The flags of a training script: those of :func:`detectron2.engine.default_argument_parser` and a few more.

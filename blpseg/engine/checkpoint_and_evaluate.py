@@ -8,20 +8,18 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
-from ..checkpoint import Checkpointer, write_atomic
+from ..checkpoint import Checkpointer
 from ..data.datasets import test_sets
 from ..utils.errors import BLPSegError
-from ..utils.files import without_nan
+from ..utils.files import without_nan, write_bytes_atomic
 from .interrupt import STOP
 from .resume import training_state
-
-__all__ = ["CheckpointAndEvaluate"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,17 +111,15 @@ class CheckpointAndEvaluate(HookBase):
             logger.info(f"best so far: mIoU {score:.3f} at iteration {iteration}, kept as model_best.pth")
         self._history = sorted([*others, entry], key=lambda e: e["iteration"])
         self.record()
-        text = json.dumps(self._history, indent=1)
-        write_atomic(self._path, lambda file: file.write(text.encode()))
+        write_bytes_atomic(self._path, json.dumps(self._history, indent=1).encode(), durable=True)
 
     def _read_history(self) -> list[dict]:
         """Evaluations up to the checkpoint that the run continues from; later ones will be repeated."""
-        if not PathManager.isfile(self._path):
+        if not os.path.isfile(self._path):
             return []
-        with PathManager.open(self._path, "r") as file:
-            try:
-                entries = json.load(file)
-                [entry["mIoU"] is None or float(entry["mIoU"]) for entry in entries]
-                return [entry for entry in entries if entry["iteration"] < self.trainer.start_iter]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise BLPSegError(f"{self._path}: not the list of evaluations this run wrote; move it away") from None
+        try:
+            entries = json.loads(Path(self._path).read_bytes())
+            [entry["mIoU"] is None or float(entry["mIoU"]) for entry in entries]
+            return [entry for entry in entries if entry["iteration"] < self.trainer.start_iter]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise BLPSegError(f"{self._path}: not the list of evaluations this run wrote; move it away") from None

@@ -16,8 +16,6 @@ from ..utils.device import choose_device, device_name
 from ..utils.threads import allowed_cpus, busy_cpus, choose_threads
 from .output_dir import claim_output_dir, setup_logging
 
-__all__ = ["announce", "default_setup"]
-
 logger = logging.getLogger(__name__)
 
 

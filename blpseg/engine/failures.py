@@ -10,19 +10,13 @@ from detectron2.config import CfgNode
 
 from ..utils.errors import BLPSegError, describe
 
-__all__ = ["explain_failure", "loader_error"]
-
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED", re.I)
 
 
 @contextlib.contextmanager
 def explain_failure(cfg: CfgNode, images: int) -> Iterator[None]:
-    """Turn failures of forward and backward that a setting would avoid into a :class:`BLPSegError` that names it.
-
-    Args:
-        cfg: of the run.
-        images: of each process.
-    """
+    """Turn the failures of forward and backward that a setting would avoid into a BLPSegError that names it. ``images``
+    are those of each process."""
     solver = cfg.SOLVER
     try:
         yield

@@ -9,8 +9,6 @@ import sys
 import threading
 import time
 
-__all__ = ["SIGNALS", "STOP", "StopRequest"]
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 3.0  # a terminal's Ctrl-C reaches a child twice, once through its parent; a person's second is later
 

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from torch.utils._pytree import tree_leaves
 
 from .. import config
 from ..checkpoint import load_file, save_atomic
@@ -17,18 +18,12 @@ from ..utils.yaml_files import parse_yaml
 from .amp import autocast_dtype
 from .resume import seed_step
 
-__all__ = ["replay", "save_dump"]
-
 
 def save_dump(step, culprits: list[str]) -> str:
     """Write the step under way: batch, weights from before it, config, and what its random numbers follow from.
 
-    Args:
-        step: a :class:`TrainingStep`.
-        culprits: names of what is not finite.
-
-    Returns:
-        the path, in the output directory.
+    ``step`` is a :class:`TrainingStep`, ``culprits`` are the names of what is not finite. Returns the path, in
+    OUTPUT_DIR.
     """
     path = os.path.join(step.cfg.OUTPUT_DIR, f"dump_iter{step.iter:07d}_rank{step.rank}.pth")
     dump = {
@@ -58,20 +53,11 @@ def _plain(value):
 
 
 def replay(path: str, device: str) -> int:
-    """Run forward and backward of a dump made by :func:`save_dump`, printing the findings.
+    """Run forward and backward of a dump of :func:`save_dump` on ``device``; returns 0 if the step is finite here, else
+    3.
 
-    It prints the losses, the first module whose output is not finite, and the parameters whose gradients are not.
-    The batch runs as one part in one process, however the run had divided it.
-
-    Args:
-        path: the dump.
-        device: "cpu" or "cuda".
-
-    Returns:
-        0, the step is finite here; 3, it is not.
-
-    Raises:
-        BLPSegError: the file is no dump.
+    It prints the losses, the first module whose output is not finite, and the parameters whose gradients are not. The
+    batch runs as one part in one process, however the run had divided it. Raises BLPSegError if the file is no dump.
     """
     dump = load_file(path)
     if not {"batch", "model", "config", "iteration", "seed", "rank"} <= dump.keys():
@@ -120,7 +106,7 @@ def _watch_outputs(model: torch.nn.Module) -> list[str]:
 
     def watch(name: str):
         def hook(module, inputs, output):
-            tensors = [t for t in _tensors(output) if t.is_floating_point()]
+            tensors = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
             if not all(torch.isfinite(t).all() for t in tensors):
                 culprits.append(name)
 
@@ -130,17 +116,6 @@ def _watch_outputs(model: torch.nn.Module) -> list[str]:
         if not list(module.children()):
             module.register_forward_hook(watch(name))
     return culprits
-
-
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _first(names: list[str]) -> str:

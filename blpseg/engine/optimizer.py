@@ -9,8 +9,6 @@ from torch import nn
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["build_optimizer", "gradient_norm"]
-
 # Learnt positions and tokens, as Detectron2 and timm call them.
 NEVER_DECAYED = (
     *("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w"),
@@ -21,13 +19,10 @@ NEVER_DECAYED = (
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over ``model``'s parameters (docs/METHOD.md: AdamW), with ``SOLVER.CLIP_GRADIENTS``.
 
-    ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and
-    biases; None, the default here, treats them as every other weight. Positions and tokens of transformers never
-    decay. The backbone's learning rate is ``SOLVER.BACKBONE_MULTIPLIER`` times the others', the annotation head's
-    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times.
-
-    Raises:
-        BLPSegError: nothing to train, or an unknown optimiser.
+    ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and biases;
+    None, the default here, treats them as every other weight. Positions and tokens of transformers never decay. The
+    backbone's learning rate is ``SOLVER.BACKBONE_MULTIPLIER`` times the others', the annotation head's
+    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times. Raises BLPSegError if there is nothing to train.
     """
     solver = cfg.SOLVER
     factors = {"annotation_head.": cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR, "backbone.": solver.BACKBONE_MULTIPLIER}

@@ -7,22 +7,19 @@ import logging
 import os
 import re
 import sys
+from pathlib import Path
 from typing import IO
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import Checkpointer, write_atomic
+from ..checkpoint import Checkpointer
 from ..config import flatten
 from ..utils.errors import BLPSegError, debug_enabled
-from ..utils.files import lock_file
+from ..utils.files import lock_file, write_bytes_atomic
 from ..utils.yaml_files import parse_yaml
 from .agreement import on_main
-
-__all__ = ["changed_keys", "claim_output_dir", "release_output_dir", "setup_logging", "start_records"]
-
 
 LOGGERS = ("blpseg", "detectron2", "fvcore")
 
@@ -35,11 +32,8 @@ OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|eval
 
 
 def changed_keys(before: str, cfg: CfgNode, source: str) -> list[str]:
-    """``KEY: old -> new`` for every key that matters and differs between a dumped config and ``cfg``.
-
-    Raises:
-        BLPSegError: ``before``, of the file ``source``, is no config.
-    """
+    """``KEY: old -> new`` for every key that matters and differs between a dumped config and ``cfg``. Raises
+    BLPSegError if ``before``, of the file ``source``, is no config."""
     stored = parse_yaml(before, source)
     if not isinstance(stored, dict):
         raise BLPSegError(f"{source}: damaged, it holds no config")
@@ -55,19 +49,11 @@ _locks: dict[str, object] = {}  # claimed folders of this process; a lock lasts 
 def claim_output_dir(cfg: CfgNode, *, resume: bool = False, overwrite: bool = False) -> bool:
     """Make ``cfg.OUTPUT_DIR``, lock it for this run, check that it holds no other results, and log to it.
 
-    Every process of the run must call it.
-
-    Args:
-        cfg: of the run.
-        resume: continue the results of this experiment.
-        overwrite: delete the results that the folder holds.
-
-    Returns:
-        False when this run has claimed the folder before; then nothing is done.
+    Every process of the run must call it; False when it has claimed the folder before. ``resume`` goes on with the
+    results that are there, ``overwrite`` deletes them.
 
     Raises:
-        BLPSegError: another process trains in the folder; or it holds results and neither ``resume`` nor
-            ``overwrite`` was asked for.
+        BLPSegError: another process trains in the folder; or it holds results and neither was asked for.
     """
     path = cfg.OUTPUT_DIR
     if path in _locks:
@@ -85,15 +71,18 @@ def release_output_dir(path: str) -> None:
 
 
 def _claim(cfg: CfgNode, path: str, resume: bool, overwrite: bool):
-    PathManager.mkdirs(path)
+    os.makedirs(path, exist_ok=True)
     _refuse_links(path)
-    handle = _lock(path)
+    handle = lock_file(os.path.join(path, ".lock"))
+    if handle is None:
+        raise BLPSegError(
+            f"{path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
+        )
     checkpoints = Checkpointer(path, 1)
     checkpoints.remove_temporary_files()
     if overwrite and not resume:
-        for name in PathManager.ls(path):
-            if OURS.fullmatch(name):
-                PathManager.rm(os.path.join(path, name))
+        for name in filter(OURS.fullmatch, os.listdir(path)):
+            os.unlink(os.path.join(path, name))
     elif not resume:
         _refuse_results(cfg, path, checkpoints.iterations())
     return handle
@@ -103,7 +92,7 @@ def _refuse_links(path: str) -> None:
     """A run must write neither through a link into another folder nor into a pipe, which waits for ever."""
     for name in (".lock", "config.yaml", "evaluations.json", "last_checkpoint", "log.txt", "metrics.json"):
         file = os.path.join(path, name)
-        if "://" not in path and os.path.lexists(file) and (os.path.islink(file) or not os.path.isfile(file)):
+        if os.path.lexists(file) and (os.path.islink(file) or not os.path.isfile(file)):
             raise BLPSegError(f"{file}: a symbolic link, a folder or a pipe where a run writes a file; move it away")
 
 
@@ -124,39 +113,23 @@ def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:
         )
 
 
-def open_to_append(path: str, mode: str = "a") -> IO:
+def open_to_append(path: str) -> IO:
     """A file of the output directory, made if it is missing, never through a link to a file of somebody else."""
-    if "://" in path:
-        return PathManager.open(path, mode)
-    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
-
-
-def _lock(path: str):
-    """An open file that holds the folder's lock; None where there are no locks."""
-    if "://" in path:
-        return None
-    lock = lock_file(os.path.join(path, ".lock"))
-    if lock is None:
-        raise BLPSegError(
-            f"{path}: another process trains in it right now; wait for it, end it, or choose another OUTPUT_DIR"
-        )
-    return lock
+    return open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def start_records(path: str, config_text: str, iteration: int) -> None:
     """Store the config, and drop the lines of metrics.json that a run from ``iteration`` on will write again."""
-    write_atomic(os.path.join(path, "config.yaml"), lambda file: file.write(config_text.encode()))
+    write_bytes_atomic(os.path.join(path, "config.yaml"), config_text.encode(), durable=True)
     lines = _read(path, "metrics.json").splitlines(keepends=True)
     kept = [line for line in lines if _iteration(line) < iteration]
     if kept != lines:
-        write_atomic(os.path.join(path, "metrics.json"), lambda file: file.write("".join(kept).encode()))
+        write_bytes_atomic(os.path.join(path, "metrics.json"), "".join(kept).encode(), durable=True)
 
 
 def _read(path: str, name: str) -> str:
-    if not PathManager.isfile(os.path.join(path, name)):
-        return ""
-    with PathManager.open(os.path.join(path, name), "r", encoding="utf-8", errors="replace") as file:
-        return file.read()
+    file = Path(path, name)
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def _iteration(line: str) -> float:
@@ -191,7 +164,7 @@ def setup_logging(output_dir: str = "", rank: int = 0) -> None:
     logging.raiseExceptions = debug_enabled()
     if not output_dir:
         return
-    PathManager.mkdirs(output_dir)
+    os.makedirs(output_dir, exist_ok=True)
     path = os.path.join(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
     handler = _StrictStreamHandler(path)
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"))

@@ -19,12 +19,10 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from ..utils.device import choose_device
-from ..utils.errors import BLPSegError, debug_enabled, describe
+from ..utils.errors import BLPSegError, debug_enabled, describe, one_line
 from ..utils.parallel import die_with
 from .agreement import PeerFailure
 from .interrupt import SIGNALS, STOP
-
-__all__ = ["launch"]
 
 TIMEOUT = timedelta(minutes=30)  # Detectron2's; an evaluation on one rank may keep the others waiting
 GRACE_S = 5.0  # processes that outlive a failed one get this long to end by themselves
@@ -93,13 +91,7 @@ def _run(main_func: Callable, args: tuple) -> int:
 
 def _run_under_torchrun(main_func: Callable, args: tuple, use_gpu: bool) -> int:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    words = {name: os.environ.get(name, os.environ["WORLD_SIZE"]) for name in names}
-    said = " ".join(f"{name}={word}" for name, word in words.items())
-    if not all(word.isdecimal() for word in words.values()):
-        raise BLPSegError(f"{said}: torchrun sets these to numbers; unset RANK to start processes with --num-gpus")
-    rank, world_size, local_rank, local_size = map(int, words.values())
-    if rank >= world_size or local_rank >= local_size:
-        raise BLPSegError(f"{said}: ranks count from 0 and must be below their WORLD_SIZE")
+    rank, world_size, local_rank, local_size = (int(os.environ.get(n, os.environ["WORLD_SIZE"])) for n in names)
     STOP.install()
     try:
         _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
@@ -207,7 +199,7 @@ def _child(main_func: Callable, args: tuple, group: tuple, parent: int, report) 
             traceback.print_exc()
         # Which to report when several processes fail: 0 = the cause, 2 = the loss of another process.
         lost = isinstance(error, PeerFailure) or _connection_lost(error)
-        report.send((2 if lost else 0, _one_line(error)))
+        report.send((2 if lost else 0, one_line(error)))
         status = 1
     sys.stdout.flush()
     sys.exit(status)
@@ -216,14 +208,6 @@ def _child(main_func: Callable, args: tuple, group: tuple, parent: int, report) 
 def _connection_lost(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in text for sign in CONNECTION_LOST)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, (BLPSegError, OSError)):
-        return describe(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    return f"unexpected {type(error).__name__} at {where}: {describe(error)} (--debug shows the traceback)"
 
 
 def _join_group(url: str, rank: int, world_size: int, local_rank: int, local_size: int, use_gpu: bool) -> None:

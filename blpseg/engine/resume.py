@@ -19,8 +19,6 @@ from ..utils.threads import allowed_cpus
 from .agreement import on_main
 from .output_dir import changed_keys
 
-__all__ = ["find_checkpoint", "load_state", "load_trained", "seed_step", "training_state"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -123,12 +121,6 @@ def find_checkpoint(checkpointer: Checkpointer, *, trust: bool = False) -> tuple
 
 def load_trained(cfg: CfgNode, model: nn.Module, *, resume: bool = False, trust: bool = False) -> None:
     """Load the weights to evaluate: MODEL.WEIGHTS, or with ``resume`` the newest checkpoint in OUTPUT_DIR.
-
-    Args:
-        cfg: MODEL.WEIGHTS, OUTPUT_DIR.
-        model: made by this config.
-        resume: as above.
-        trust: see :func:`blpseg.checkpoint.load_file`.
 
     Raises:
         BLPSegError: neither is there, or the file does not fit the model.

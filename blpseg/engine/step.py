@@ -16,6 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.build import images_per_process
 from ..utils.errors import BLPSegError
 from .agreement import PeerFailure
 from .amp import autocast_dtype
@@ -25,34 +26,12 @@ from .nan_dump import save_dump
 from .optimizer import gradient_norm
 from .resume import seed_step
 
-__all__ = ["StopTraining", "TrainingStep", "images_per_process"]
-
 # Steps in a row that a gradient scaler may skip. It halves its scale at each, so by then nothing overflows: it is NaN.
 MOST_SKIPPED_STEPS = 50
 
 
 class StopTraining(Exception):
     """The processes agreed to stop before this step, because one of them was asked to."""
-
-
-def images_per_process(cfg: CfgNode, world_size: int) -> int:
-    """SOLVER.IMS_PER_BATCH divided by the number of processes.
-
-    Raises:
-        BLPSegError: it cannot be divided evenly, or SOLVER.ACCUMULATION_STEPS is more than each process's share.
-    """
-    total, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS
-    if total < 1 or total % world_size:
-        raise BLPSegError(
-            f"config: SOLVER.IMS_PER_BATCH {total} is the total over all processes and must be a multiple of their "
-            f"number, {world_size}"
-        )
-    if not 1 <= parts <= total // world_size:
-        raise BLPSegError(
-            f"config: SOLVER.ACCUMULATION_STEPS {parts} must be from 1 to the images of a process, "
-            f"{total // world_size}"
-        )
-    return total // world_size
 
 
 class TrainingStep(SimpleTrainer):

@@ -37,8 +37,6 @@ from .step import StopTraining, TrainingStep
 from .watch import WatchImages
 from .writers import Writers, default_writers
 
-__all__ = ["Trainer"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -12,9 +12,7 @@ from ..data.dataset_mapper import ScribbleDatasetMapper
 from ..data.datasets import load_records
 from ..utils.files import read_label
 from ..utils.labels import IGNORED
-from ..visualization import colorize, heat_map, legend, overlay, panels, thicken
-
-__all__ = ["WatchImages", "pseudo_label_quality"]
+from ..visualization import result_panels
 
 
 def pseudo_label_quality(
@@ -24,10 +22,8 @@ def pseudo_label_quality(
 
     Args:
         pseudo_label: (H, W); 255 = none.
-        scribble: (H, W); 0..C-1 annotated, C not annotated. Annotated pixels do not count.
-        truth: (H, W) dense mask, or None.
-        num_classes: C.
-        ignore_label: value of ``truth`` without a class.
+        scribble: (H, W); 0..C-1 annotated, C = ``num_classes`` not annotated. Annotated pixels do not count.
+        truth: (H, W) dense mask, with ``ignore_label`` where it has no class; or None.
 
     Returns:
         (4,) int64: pixels not annotated; of those, with a pseudo label; of those, with a true class; of those, right.
@@ -96,24 +92,16 @@ class WatchImages(HookBase):
         image = sample["image"].numpy().transpose(1, 2, 0).astype(np.uint8)
         if self.image_format == "BGR":
             image = np.ascontiguousarray(image[..., ::-1])
-        names, colors = self.metadata.stuff_classes, self.metadata.stuff_colors
-        scribble = sample["scribble"].numpy()
-        prediction = maps["sem_seg"].argmax(dim=0).numpy()
-        shown = {
-            "image": image,
-            "scribble": overlay(image, thicken(scribble, 1, len(names)), colors, alpha=1.0),
-            "annotation probability": heat_map(1 - maps["annotation_prob"][-1].numpy()),
-            "BLP weight": heat_map(maps["blp_weight"].numpy()),
-            "pseudo label": colorize(maps["pseudo_label"].numpy(), colors),
-            "prediction": colorize(prediction, colors),
-        }
-        labels = [scribble, prediction]
-        if truth is not None:
-            shown["truth"] = colorize(truth, colors)
-            labels.append(truth)
-        grid = panels(shown, columns=4)
-        present = sorted({int(v) for label in labels for v in np.unique(label) if v < len(names)})
-        key = legend(names, colors, grid.shape[1], present)
-        if key.shape[1] < grid.shape[1]:
-            key = np.pad(key, ((0, 0), (0, grid.shape[1] - key.shape[1]), (0, 0)), constant_values=255)
-        return np.concatenate([grid, key]).transpose(2, 0, 1)
+        classes = {"pseudo label": maps["pseudo_label"].numpy(), "prediction": maps["sem_seg"].argmax(dim=0).numpy()}
+        picture = result_panels(
+            image,
+            self.metadata,
+            scribble=sample["scribble"].numpy(),
+            heat_maps={
+                "annotation probability": 1 - maps["annotation_prob"][-1].numpy(),
+                "BLP weight": maps["blp_weight"].numpy(),
+            },
+            maps=classes if truth is None else {**classes, "truth": truth},
+            columns=4,
+        )
+        return picture.transpose(2, 0, 1)

@@ -22,8 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 from ..utils.errors import BLPSegError
 from .output_dir import open_to_append
 
-__all__ = ["ScalarWriter", "Writers", "default_writers"]
-
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 30.0
@@ -50,11 +48,7 @@ class Writers(HookBase):
     """
 
     def __init__(self, build_writers: Callable[[], list[EventWriter]], period: int):
-        """
-        Args:
-            build_writers: called in the main process when training starts, since writers open files.
-            period: iterations.
-        """
+        """``build_writers`` is called in the main process when training starts, since writers open files."""
         self.build_writers = build_writers
         self.writers: list[EventWriter] = []
         self.period = period
@@ -92,10 +86,7 @@ class ScalarWriter(EventWriter):
     evaluation's do."""
 
     def __init__(self, window: int):
-        """
-        Args:
-            window: iterations that noisy scalars are smoothed over (median), as Detectron2's writers do.
-        """
+        """``window``: iterations that noisy scalars are smoothed over (median), as Detectron2's writers do."""
         self._window = window
         self._last: dict[str, int] = {}
 
@@ -124,8 +115,7 @@ class JsonWriter(ScalarWriter):
         try:
             self._file.write("".join(line + "\n" for line in lines))
             self._file.flush()
-            if "://" not in self._path:
-                os.fsync(self._file.fileno())
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(error.errno, f"{self._path}: cannot be written: {error.strerror}") from error
 
@@ -171,12 +161,7 @@ class ProgressWriter(EventWriter):
     waiting for data, memory, time left."""
 
     def __init__(self, max_iter: int, images: int, window: int):
-        """
-        Args:
-            max_iter: the last iteration is the one before it.
-            images: images a step, over all processes.
-            window: iterations that figures are averaged over.
-        """
+        """``images``: of a step, over all processes. ``window``: iterations that figures are averaged over."""
         self.max_iter, self.images, self.window = max_iter, images, window
         self._first: int | None = None  # iteration of the first line
         self._last = time.monotonic()

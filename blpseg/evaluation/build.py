@@ -24,8 +24,6 @@ from .report import ReportEvaluator
 from .sem_seg import SemSegEvaluator
 from .volume import VolumeEvaluator
 
-__all__ = ["EVALUATORS", "build_evaluator", "check_test_sets", "evaluate"]
-
 # Metadata's evaluator_type -> class with from_config(cfg, dataset_name, output_dir).
 EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
 
@@ -122,12 +120,7 @@ def evaluate(
 def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -> None:
     """Find, before hours of training, what would end the evaluation after them: missing files, wrong sizes or values.
 
-    Args:
-        cfg: ``DATASETS.TEST``.
-        build_evaluator: as for :func:`evaluate`; masks are read for evaluators of ours.
-
-    Raises:
-        BLPSegError: the first fault.
+    Masks are read for evaluators of ours. Raises BLPSegError for the first fault.
     """
     for name in test_sets(cfg):
         try:

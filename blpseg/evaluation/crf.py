@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -15,63 +16,40 @@ from scipy.special import softmax
 from ..utils.errors import BLPSegError
 from ..utils.parallel import default_workers, process_pool
 
-__all__ = ["CRFEvaluator", "DenseCRF"]
 
-
+@dataclass(frozen=True, kw_only=True)
 class DenseCRF:
     """Fully connected CRF with Gaussian pairwise terms (Kraehenbuehl and Koltun, NIPS 2011), by mean field.
 
     Picklable, so that it can be sent to other processes.
+
+    Attributes:
+        iterations: of mean field.
+        gaussian_sxy, bilateral_sxy: standard deviations in pixels.
+        bilateral_srgb: standard deviation in grey levels, 0..255.
+        gaussian_compat, bilateral_compat: weights of the Potts model.
     """
 
-    def __init__(
-        self,
-        *,
-        iterations: int = 1,
-        gaussian_sxy: float = 3,
-        gaussian_compat: float = 3,
-        bilateral_sxy: float = 32,
-        bilateral_srgb: float = 13,
-        bilateral_compat: float = 10,
-    ):
-        """
-        Args:
-            iterations: of mean field.
-            gaussian_sxy, bilateral_sxy: standard deviations in pixels.
-            bilateral_srgb: standard deviation in grey levels, 0..255.
-            gaussian_compat, bilateral_compat: weights of the Potts model.
+    iterations: int = 1
+    gaussian_sxy: float = 3
+    gaussian_compat: float = 3
+    bilateral_sxy: float = 32
+    bilateral_srgb: float = 13
+    bilateral_compat: float = 10
 
-        Raises:
-            BLPSegError: pydensecrf2 is not installed.
-        """
+    def __post_init__(self):
+        """Raises BLPSegError: pydensecrf2 is not installed."""
         _pydensecrf()
-        self.iterations = iterations
-        self.gaussian_sxy = gaussian_sxy
-        self.gaussian_compat = gaussian_compat
-        self.bilateral_sxy = bilateral_sxy
-        self.bilateral_srgb = bilateral_srgb
-        self.bilateral_compat = bilateral_compat
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DenseCRF:
-        crf = cfg.TEST.CRF
-        return cls(
-            iterations=crf.ITERATIONS,
-            gaussian_sxy=crf.GAUSSIAN_SXY,
-            gaussian_compat=crf.GAUSSIAN_COMPAT,
-            bilateral_sxy=crf.BILATERAL_SXY,
-            bilateral_srgb=crf.BILATERAL_SRGB,
-            bilateral_compat=crf.BILATERAL_COMPAT,
-        )
+        """``TEST.CRF`` of a config."""
+        return cls(**{field.name: cfg.TEST.CRF[field.name.upper()] for field in fields(cls)})
 
     def __call__(self, logits: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """
-        Args:
-            logits: (C, H, W) float.
-            image: (H, W, 3) uint8 RGB. (The library's lattice treats the channels nearly, not quite, alike.)
+        """(C, H, W) logits, (H, W, 3) uint8 RGB -> (H, W) class map, uint8 (int64 beyond 256 classes).
 
-        Returns:
-            (H, W) class map, uint8 (int64 beyond 256 classes).
+        The library's lattice treats the channels nearly, not quite, alike.
         """
         densecrf, unary_from_softmax = _pydensecrf()
         classes, height, width = logits.shape

@@ -25,20 +25,14 @@ from ..visualization import labelled_overlay, overlay, result_panels
 from .predictor import Predictor
 from .sem_seg import read_ground_truth
 
-__all__ = ["Demo", "dataset_images", "find_images", "test_metadata"]
-
 UNKNOWN_RATE = 25.0  # frames per second of a stream that does not say
 
 
 def test_metadata(cfg: CfgNode, class_names: Sequence[str] = ()) -> Metadata:
     """Metadata with the names and colours of the classes that a config's model distinguishes.
 
-    Args:
-        cfg: its data sets are asked first.
-        class_names: what the classes are called where no data set is to be had; their colours are our own then.
-
-    Raises:
-        BLPSegError: no data set of the config has ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` names.
+    ``class_names`` serve where no data set is to be had; their colours are our own then. Raises BLPSegError if neither
+    a data set of the config nor they have ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` names.
     """
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         metadata = MetadataCatalog.get(name)
@@ -161,20 +155,13 @@ class Demo:
             write_png_atomic(path, picture, palette=palette)
 
     def _draw_panels(self, record: dict, image: np.ndarray, result: dict[str, np.ndarray]) -> np.ndarray:
-        scribble = truth = None
-        if "scribble_file_name" in record:
-            scribble = read_label(record["scribble_file_name"])
+        scribble = read_label(record["scribble_file_name"]) if "scribble_file_name" in record else None
+        maps = {"prediction": result["sem_seg"]}
         if "sem_seg_file_name" in record:
-            ignore = self.metadata.ignore_label
-            truth = read_ground_truth(record["sem_seg_file_name"], record["file_name"], image.shape[:2], ignore)
-        return result_panels(
-            image,
-            self.metadata,
-            scribble=scribble,
-            annotation_probability=1 - result["annotation_prob"][-1],
-            prediction=result["sem_seg"],
-            truth=truth,
-        )
+            ignore, size = self.metadata.ignore_label, image.shape[:2]
+            maps["truth"] = read_ground_truth(record["sem_seg_file_name"], record["file_name"], size, ignore)
+        heat_maps = {"annotation probability": 1 - result["annotation_prob"][-1]}
+        return result_panels(image, self.metadata, scribble=scribble, heat_maps=heat_maps, maps=maps)
 
     def _overlay(self, image: np.ndarray, classes: np.ndarray, present: Sequence[int] | None = None) -> np.ndarray:
         if self.plain:

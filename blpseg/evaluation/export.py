@@ -18,8 +18,6 @@ from ..modeling import BLPSeg
 from ..utils.errors import BLPSegError
 from ..utils.files import write_bytes_atomic
 
-__all__ = ["EXPORTERS", "InferenceGraph", "export", "load_exported"]
-
 EXAMPLE_SIZE = (96, 128)  # of the image that is traced; the graph does not depend on it
 # Sizes that no stride divides, one larger and one smaller than the example.
 VERIFIED_SIZES = ((117, 150), (70, 61))
@@ -155,11 +153,7 @@ def export(model: BLPSeg, path: str, *, class_names: Sequence[str] = (), image_f
 
 
 def load_exported(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Read a file that :func:`export` wrote, for the CPU.
-
-    Returns:
-        a function (1, 3, H, W) float32 -> (1, C, H, W) float32.
-    """
+    """Read a file that :func:`export` wrote, for the CPU: a function (1, 3, H, W) float32 -> (1, C, H, W) float32."""
     with open(path, "rb") as file:
         return _runner(os.path.splitext(path)[1], file.read())
 

@@ -18,8 +18,6 @@ from ..utils.geometry import boundary_distance
 from ..utils.labels import UNANNOTATED
 from .inference import class_map
 
-__all__ = ["ScribbleEvaluator", "estimate_confusion"]
-
 logger = logging.getLogger(__name__)
 
 # Strata of the probability of being annotated: pixels from the boundary of the predicted segment, and log-odds that the

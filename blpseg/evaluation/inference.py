@@ -14,8 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.augmentation import relative_scale
 from ..utils.errors import BLPSegError
 
-__all__ = ["Inference", "class_map", "tile_windows"]
-
 
 def class_map(sem_seg: torch.Tensor) -> torch.Tensor:
     """(C, H, W) logits or a finished (H, W) class map -> (H, W) class map, uint8 (int64 beyond 256 classes)."""
@@ -64,11 +62,9 @@ class Inference(nn.Module):
             annotated: return how probable annotation is as well; the model then has BLPSeg's ``inspect``.
 
         Raises:
-            BLPSegError: a scale is not positive, or the overlap is not smaller than a tile.
+            BLPSegError: the overlap is not smaller than a tile.
         """
         super().__init__()
-        if not scales or min(scales) <= 0:
-            raise BLPSegError(f"TEST.AUG.SCALES: {list(scales)} must be a non-empty list of positive numbers")
         if tile_above and not 0 <= tile_overlap < tile_size:
             raise BLPSegError(f"TEST.TILE.OVERLAP: {tile_overlap} must be in 0..TEST.TILE.SIZE - 1 ({tile_size - 1})")
         self.model = model.module if isinstance(model, DistributedDataParallel) else model

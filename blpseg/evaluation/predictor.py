@@ -25,8 +25,6 @@ from ..utils.files import read_image
 from .crf import DenseCRF
 from .inference import Inference, class_map
 
-__all__ = ["Predictor", "checkpoint_config", "load_model"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -54,15 +52,11 @@ def load_model(cfg: CfgNode) -> nn.Module:
 
 
 def checkpoint_config(path: str, opts: Sequence = ()) -> tuple[CfgNode, list[str]]:
-    """The config that a checkpoint was trained with, and the names of its classes.
+    """The config that a checkpoint of the Trainer's was trained with, and the names of its C classes, [] in old
+    checkpoints.
 
-    Args:
-        path: written by the Trainer. It becomes ``MODEL.WEIGHTS``.
-        opts: keys and values to change, as for :func:`blpseg.get_cfg`.
-
-    Returns:
-        The config, its data sets registered where they are still to be had; and C names, [] in old checkpoints.
-        ``MODEL.DEVICE`` is "cpu" where there is no CUDA device, unless ``opts`` name one.
+    The checkpoint becomes ``MODEL.WEIGHTS``, data sets are registered where they are still to be had, ``MODEL.DEVICE``
+    is "cpu" where there is no CUDA device, and ``opts`` change keys.
 
     Raises:
         BLPSegError: there is no config in the file, as in weights that were converted.

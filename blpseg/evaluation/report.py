@@ -6,8 +6,6 @@ hardly shows how good a model is there. This report scores them separately.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -19,12 +17,11 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data.datasets import load_records
 from ..utils.errors import BLPSegError
-from ..utils.files import read_image, read_label, write_bytes_atomic, write_json, write_png_atomic
+from ..utils.files import read_image, read_label, write_csv, write_json, write_png_atomic
 from ..utils.geometry import (
     DISTANCE_EDGES,
     THICKNESS_EDGES,
@@ -34,11 +31,9 @@ from ..utils.geometry import (
     local_thickness,
 )
 from ..utils.labels import IGNORED
-from ..visualization import result_panels
+from ..visualization import result_panels, write_figure
 from .inference import class_map
 from .sem_seg import read_ground_truth
-
-__all__ = ["ReportEvaluator", "annotation_rate", "mean_iou", "rare_confusion"]
 
 RARE_SHARE = 0.25  # of the pixels: the quartile that is annotated least
 ANNOTATION_IMAGES = 500  # training images, evenly spaced, that give the share of annotated pixels of each place
@@ -60,16 +55,10 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> np.ndarray:
-    """How often a pixel is annotated, by thickness, boundary distance and class.
+    """How often a pixel is annotated: (thickness bins, distance bins, C) float64.
 
-    Args:
-        pairs: (scribble, mask) of images, both (H, W) uint8; scribbles with 255 = not annotated, masks
-            with 0..num_classes - 1 and 255 = ignored.
-        num_classes: C.
-
-    Returns:
-        (thickness bins, distance bins, C) float64. Where few pixels are counted it
-        approaches the class's overall rate.
+    ``pairs`` are scribble and mask of images, (H, W) uint8 each, with 255 for not annotated and for ignored pixels.
+    Where few pixels are counted the rate approaches that of the whole class.
     """
     shape = (len(THICKNESS_EDGES), len(DISTANCE_EDGES), num_classes)
     annotated, total = np.zeros((2, *shape))
@@ -84,17 +73,11 @@ def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes:
 
 
 def rare_confusion(confusion: np.ndarray, rate: np.ndarray, share: float = RARE_SHARE) -> np.ndarray:
-    """Confusion of each class's pixels in the places where that class is annotated least.
+    """Confusion (C, C) of each class's pixels in the places where that class is annotated least.
 
-    Each class contributes that share of its pixels; otherwise the region would be the class that is scribbled least.
-
-    Args:
-        confusion: (bins, C, C), [bin, prediction, label].
-        rate: (bins, C) annotation probability.
-        share: of the pixels of a class, in 0..1.
-
-    Returns:
-        (C, C) float64: for each label, bins in the order of its rate until they hold the share; the last in part.
+    Each class contributes the ``share`` of its pixels; otherwise the region would be the class that is scribbled least.
+    Its bins are taken in the order of their ``rate``, (bins, C), until they hold that share, the last in part.
+    ``confusion`` is (bins, C, C), [bin, prediction, label].
     """
     order = np.argsort(rate, axis=0, kind="stable")
     pixels = np.take_along_axis(confusion.sum(axis=1), order, axis=0)  # (bins, C)
@@ -202,17 +185,17 @@ class ReportEvaluator(DatasetEvaluator):
         ]
         if by_scribble.any():
             groups.insert(0, ("distance to scribble", DISTANCE_EDGES, by_scribble))
-        self._write_csv("regions.csv", self._region_rows(groups))
-        self._write_csv("places.csv", self._place_rows(by_place, rate))
-        write_figure(os.path.join(self._folder, "regions.png"), _draw_regions(groups, summary, self._dataset_name))
+        write_csv(f"{self._folder}/regions.csv", self._region_rows(groups))
+        write_csv(f"{self._folder}/places.csv", self._place_rows(by_place, rate))
+        write_figure(f"{self._folder}/regions.png", _draw_regions(groups, summary, self._dataset_name))
         confusion = flat.sum(axis=0).T
         names = list(self._metadata.stuff_classes)
         rows = [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
-        self._write_csv("confusion.csv", [["label \\ prediction", *names], *rows])
-        write_figure(os.path.join(self._folder, "confusion.png"), _draw_confusion(confusion, names, self._dataset_name))
+        write_csv(f"{self._folder}/confusion.csv", [["label \\ prediction", *names], *rows])
+        write_figure(f"{self._folder}/confusion.png", _draw_confusion(confusion, names, self._dataset_name))
         self._draw_extremes(extremes)
         content = {**summary, "annotation_probability_from": source}
-        write_json(os.path.join(self._folder, "summary.json"), content)
+        write_json(f"{self._folder}/summary.json", content)
         return {"report": summary}
 
     def _annotation_rate(self) -> tuple[np.ndarray, str]:
@@ -265,21 +248,11 @@ class ReportEvaluator(DatasetEvaluator):
                     record["sem_seg_file_name"], record["file_name"], prediction.shape, self._metadata.ignore_label
                 )
                 scribble = read_label(record["scribble_file_name"]) if "scribble_file_name" in record else None
-                picture = result_panels(image, self._metadata, scribble=scribble, prediction=prediction, truth=truth)
+                picture = result_panels(
+                    image, self._metadata, scribble=scribble, maps={"prediction": prediction, "truth": truth}
+                )
                 name = f"{kind}_{place:02d}_{PurePath(record['file_name']).stem}_mIoU{score:.1f}.png"
                 write_png_atomic(os.path.join(self._folder, name), picture)
-
-    def _write_csv(self, name: str, rows: list[list]) -> None:
-        text = io.StringIO()
-        csv.writer(text).writerows(rows)
-        write_bytes_atomic(os.path.join(self._folder, name), text.getvalue().encode())
-
-
-def write_figure(path: str, figure: Figure) -> None:
-    """Write a figure as PNG in one step."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes_atomic(path, buffer.getvalue())
 
 
 def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int) -> tuple[np.ndarray, np.ndarray]:

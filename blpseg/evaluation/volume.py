@@ -12,8 +12,6 @@ from ..utils.errors import BLPSegError
 from ..utils.labels import IGNORED
 from .sem_seg import SemSegEvaluator
 
-__all__ = ["VolumeEvaluator"]
-
 
 class VolumeEvaluator(SemSegEvaluator):
     """:class:`SemSegEvaluator` on the slices, and 3-D Dice and 95 % Hausdorff distance on the volumes.

@@ -11,8 +11,6 @@ from torch import nn
 from ..utils.geometry import boundary_distance
 from .local_aggregation import ShallowEmbedding
 
-__all__ = ["PlaceHead"]
-
 FARTHEST = 64.0  # grid cells; a boundary farther away, or none at all, counts as this far
 
 

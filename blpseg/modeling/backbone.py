@@ -9,8 +9,6 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["build_narrow_resnet_backbone"]
-
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 

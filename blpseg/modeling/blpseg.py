@@ -21,8 +21,6 @@ from .outputs import Outputs, Targets, upsample
 from .pseudo_labels import pseudo_labels
 from .sem_seg_head import BLPSegHead, build_head
 
-__all__ = ["BLPSeg"]
-
 
 @META_ARCH_REGISTRY.register()
 class BLPSeg(nn.Module):

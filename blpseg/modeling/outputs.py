@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Outputs", "Targets", "upsample"]
-
 
 class Outputs(NamedTuple):
     """Maps on the head's grid of h x w cells (stride 4 in the published models), of N images padded to one size.

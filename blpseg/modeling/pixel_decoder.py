@@ -11,8 +11,6 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
-__all__ = ["PyramidPooling", "UPerDecoder"]
-
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: str, activation=F.relu) -> Conv2d:
     conv = Conv2d(

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["PixelSampler", "Pixels", "choose_pixels", "cross_entropy_at"]
-
 CHUNK_PIXELS = 1 << 14  # with 60 classes 4 MB a table on a CPU
 CHUNK_PIXELS_CUDA = 1 << 19
 # From this share of pixels on, interpolating whole images is faster than gathering the four corners of each pixel.
@@ -48,9 +46,7 @@ def choose_pixels(wanted: torch.Tensor) -> Iterator[Pixels]:
 
 
 class PixelSampler:
-    """Bilinear interpolation (align_corners=False) at some pixels only.
-
-    The result at a pixel is that of ``F.interpolate(maps, size, mode="bilinear", align_corners=False)``.
+    """Bilinear interpolation, that of ``F.interpolate(..., align_corners=False)``, at some pixels only.
 
     Args:
         maps: (N, C, h, w) on a grid; any floating dtype, computed in float32 (float64 stays); no gradient is kept.

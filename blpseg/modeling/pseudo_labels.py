@@ -7,8 +7,6 @@ import torch
 from ..utils.labels import IGNORED
 from .outputs import upsample
 
-__all__ = ["pseudo_labels"]
-
 
 @torch.no_grad()
 def pseudo_labels(

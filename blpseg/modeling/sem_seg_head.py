@@ -20,8 +20,6 @@ from .outputs import Outputs
 from .pixel_decoder import UPerDecoder
 from .registry import look_up
 
-__all__ = ["BLPSegHead", "PixelHead", "build_head"]
-
 
 class PixelHead(nn.Sequential):
     """Per-pixel classifier of three 1x1 convolutions (METHOD section 2).

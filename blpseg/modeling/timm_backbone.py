@@ -23,15 +23,7 @@ from torch import nn
 from ..utils.downloads import fetch
 from ..utils.errors import BLPSegError, describe
 from ..utils.weights_files import load_file, state_dict_of
-
-__all__ = [
-    "FeaturePyramid",
-    "PaddedToStride",
-    "TimmBackbone",
-    "build_timm_backbone",
-    "freeze_stages",
-    "pretrained_features",
-]
+from .registry import keywords
 
 logger = logging.getLogger(__name__)
 # It warns that an extractor has no place for the classifier of every pretrained network.
@@ -187,14 +179,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         BLPSegError: see :class:`TimmBackbone`.
     """
     section = cfg.MODEL.TIMM
-    backbone = TimmBackbone(
-        section.NAME,
-        weights="" if cfg.MODEL.WEIGHTS else section.WEIGHTS,
-        output_stride=section.OUTPUT_STRIDE,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        freeze_norm=section.FREEZE_NORM,
-        in_channels=input_shape.channels,
-    )
+    options = keywords(section) | ({"weights": ""} if cfg.MODEL.WEIGHTS else {})
+    backbone = TimmBackbone(**options, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT, in_channels=input_shape.channels)
     if section.WEIGHTS and cfg.INPUT.FORMAT == "RGB":
         wanted, given = (*backbone.pixel_mean, *backbone.pixel_std), (*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD)
         if max(abs(a - b) for a, b in zip(wanted, given, strict=True)) > 1:

@@ -6,9 +6,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
 
+from .registry import keywords
 from .timm_backbone import FeaturePyramid, PaddedToStride, freeze_stages, quarters
-
-__all__ = ["build_swin_backbone", "build_vit_backbone"]
 
 
 class _Swin(PaddedToStride, SwinTransformer):
@@ -35,15 +34,7 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
 
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the patch embedding, k > 1 also res2 to res``k``.
     """
-    swin = cfg.MODEL.SWIN
-    network = _Swin(
-        in_chans=input_shape.channels,
-        embed_dim=swin.EMBED_DIM,
-        depths=swin.DEPTHS,
-        num_heads=swin.NUM_HEADS,
-        window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
-    )
+    network = _Swin(in_chans=input_shape.channels, **keywords(cfg.MODEL.SWIN))
     freeze_stages(network, [f"layers.{i}" for i in range(network.num_layers)], cfg.MODEL.BACKBONE.FREEZE_AT)
     return network
 
@@ -54,18 +45,8 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
 
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes patch embedding and positions, k > 1 also k - 1 quarters of the blocks.
     """
-    vit = cfg.MODEL.VIT
-    network = ViT(
-        img_size=vit.IMG_SIZE,
-        patch_size=vit.PATCH_SIZE,
-        in_chans=input_shape.channels,
-        embed_dim=vit.EMBED_DIM,
-        depth=vit.DEPTH,
-        num_heads=vit.NUM_HEADS,
-        drop_path_rate=vit.DROP_PATH_RATE,
-        window_size=vit.WINDOW_SIZE,
-        window_block_indexes=vit.WINDOW_BLOCK_INDEXES,
-        use_rel_pos=vit.USE_REL_POS,
-    )
-    freeze_stages(network, [f"blocks.{i}" for i in quarters(vit.DEPTH)], cfg.MODEL.BACKBONE.FREEZE_AT)
-    return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=vit.SQUARE_PAD)
+    vit = keywords(cfg.MODEL.VIT)
+    square_pad = vit.pop("square_pad")
+    network = ViT(in_chans=input_shape.channels, **vit)
+    freeze_stages(network, [f"blocks.{i}" for i in quarters(vit["depth"])], cfg.MODEL.BACKBONE.FREEZE_AT)
+    return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=square_pad)

@@ -2,7 +2,7 @@
 
 from ..utils.labels import UNANNOTATED
 from ..utils.parallel import FileReport
-from .convert import convert_annotations, convert_xml_folder
+from .convert import convert_annotations
 from .rasterize import rasterize_strokes
 from .simulate import simulate_scribble
 from .simulate_folder import file_seed, simulate_folder
@@ -15,7 +15,6 @@ __all__ = [
     "FileReport",
     "Vocabulary",
     "convert_annotations",
-    "convert_xml_folder",
     "file_seed",
     "load_vocabulary",
     "rasterize_strokes",

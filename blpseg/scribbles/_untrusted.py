@@ -62,11 +62,7 @@ def check_xml(path: str, data: bytes) -> None:
 
 
 def parse_xml(path: str, data: bytes) -> ElementTree.Element:
-    """The root of an XML document, after :func:`check_xml`: no entity is left that the C parser could expand.
-
-    Raises:
-        BLPSegError: as there.
-    """
+    """The root of an XML document, after :func:`check_xml`: no entity is left that the C parser could expand."""
     check_xml(path, data)
     try:
         return ElementTree.fromstring(data)
@@ -89,11 +85,7 @@ def parse_json(path: str, data: bytes):
 
 
 def check_size(where: str, height, width) -> tuple[int, int]:
-    """(height, width) as integers; each may come as int or as text.
-
-    Raises:
-        BLPSegError: not whole numbers of pixels that an image can have.
-    """
+    """(height, width) as integers; each may come as int or as text. Raises BLPSegError if no image has such sides."""
     sides = []
     for name, value in (("height", height), ("width", width)):
         text = str(value).strip()
@@ -141,11 +133,8 @@ def _finite(where, value) -> float:
 
 
 def label_name(where: str, image_name: str) -> str:
-    """File name of the label of an image: the image's own name, whatever folders or URL it stood in, as PNG.
-
-    Raises:
-        BLPSegError: the name is empty or not a file's name.
-    """
+    """The file name of an image's label: the image's own, whatever folders or URL it stood in, as PNG. Raises
+    BLPSegError if it is no file's name."""
     stem = PurePosixPath(str(image_name).replace("\\", "/")).stem
     encoded = stem.encode("utf-8", "replace")
     if not stem or stem.startswith(".") or not stem.isprintable() or len(encoded) > 200:

@@ -8,25 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.made import is_up_to_date, stamp, write_label
 from ..utils.parallel import FileReport, file_error, process_files
 from ._untrusted import label_name, read_bytes
 
-__all__ = ["Picture", "list_files", "make_labels"]
-
 
 @dataclass(frozen=True)
 class Picture:
-    """What one label is made from.
-
-    Attributes:
-        path: of the source file.
-        label: file name of the label.
-        part: what the label is made from, where that is not the whole file: plain data.
-        failure: why there is nothing to make.
-    """
+    """What one label is made from: a source file, or ``part`` of it, plain data. ``label`` is the label's file name,
+    ``failure`` says why there is nothing to make."""
 
     path: str
     label: str = ""
@@ -35,17 +26,14 @@ class Picture:
 
 
 def list_files(source: str, extensions: tuple[str, ...], title: str) -> list[str]:
-    """A file itself, or the files with the given extensions that lie in a folder (not below it), sorted.
-
-    Raises:
-        BLPSegError: there are none.
-    """
-    if not paths.exists(source):
+    """A file itself, or the files with these extensions that lie in a folder (not below it), sorted. Raises BLPSegError
+    if there are none."""
+    if not os.path.exists(source):
         raise BLPSegError(f"{source}: no such file or folder; correct the path")
-    if paths.isfile(source):
+    if os.path.isfile(source):
         return [source]
-    names = sorted(name for name in paths.listdir(source) if name.lower().endswith(extensions))
-    files = [path for path in (os.path.join(source, name) for name in names) if not paths.isdir(path)]
+    names = sorted(name for name in os.listdir(source) if name.lower().endswith(extensions))
+    files = [path for path in (os.path.join(source, name) for name in names) if not os.path.isdir(path)]
     if not files:
         raise BLPSegError(f"{source}: no {' or '.join(extensions)} file in it ({title} expected); correct the path")
     return files
@@ -81,9 +69,9 @@ def make_labels(
     Raises:
         BLPSegError: the output folder is unusable.
     """
-    if paths.isfile(output_dir):
+    if os.path.isfile(output_dir):
         raise BLPSegError(f"{output_dir}: is a file; the output is a folder")
-    paths.makedirs(output_dir)
+    os.makedirs(output_dir, exist_ok=True)
     if os.path.realpath(output_dir) == os.path.realpath(os.path.dirname(files[0])):
         raise BLPSegError(f"{output_dir}: holds the source files themselves; choose another folder for the labels")
     total = len(files) if split is None else None

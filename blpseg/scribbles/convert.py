@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..utils import paths
 from ..utils.errors import BLPSegError
 from ..utils.files import read_label
 from ..utils.parallel import FileReport
@@ -16,15 +16,6 @@ from .batch import Picture, list_files, make_labels
 from .formats import FORMATS
 from .rasterize import UNANNOTATED
 from .vocabulary import Vocabulary, load_vocabulary
-
-__all__ = ["convert_annotations", "convert_label_images", "convert_xml_folder", "nnunet_labels"]
-
-
-def convert_xml_folder(
-    xml_dir: str, output_dir: str, vocabulary: str | Vocabulary, workers: int | None = None, progress: bool = False
-) -> FileReport:
-    """PASCAL-Scribble XML files to labels: :func:`convert_annotations` of format "xml"."""
-    return convert_annotations("xml", xml_dir, output_dir, vocabulary, workers=workers, progress=progress)
 
 
 def convert_annotations(
@@ -35,14 +26,9 @@ def convert_annotations(
     *,
     images: str | None = None,
     width: int = 1,
-    workers: int | None = None,
-    force: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> FileReport:
     """Make a scribble label, ``NAME.png`` of uint8 with 255 = not annotated, of every annotated image.
-
-    A label carries a digest of what it was made from, so that a second run makes only what has changed. Each is written
-    under a temporary name and renamed. A bad file does not stop the others.
 
     Args:
         format: a key of :data:`~blpseg.scribbles.formats.FORMATS`.
@@ -51,28 +37,19 @@ def convert_annotations(
         vocabulary: "voc", "context", the path of a vocabulary file, or a vocabulary.
         width: of strokes in pixels; 1 is the rule of the published labels. Brush masks and colour PNG have their own.
         images: folder of the images; where given, annotations are checked against their sizes.
-        workers: processes; all CPUs by default, 1 works in this process.
-        force: make labels again that are up to date.
-        progress: show a bar, and the failures as they come, on stderr.
+        **options: ``workers``, ``force`` and ``progress`` of :func:`~blpseg.scribbles.batch.make_labels`.
 
     Raises:
         BLPSegError: the source, the vocabulary or the output folder is unusable as a whole.
     """
     if isinstance(vocabulary, str):
         vocabulary = load_vocabulary(vocabulary)
-    if images is not None and not paths.isdir(images):
+    if images is not None and not os.path.isdir(images):
         raise BLPSegError(f"{images}: no such folder of images; correct the path")
     files = list_files(source, (FORMATS[format].extension,), FORMATS[format].title)
-    return make_labels(
-        files,
-        output_dir,
-        _Draw(format, vocabulary, images, width),
-        split=FORMATS[format].pictures,
-        classes={number: name for name, number in reversed(vocabulary.ids.items())},
-        workers=workers,
-        force=force,
-        progress=progress,
-    )
+    classes = {number: name for name, number in reversed(vocabulary.ids.items())}
+    draw = _Draw(format, vocabulary, images, width)
+    return make_labels(files, output_dir, draw, split=FORMATS[format].pictures, classes=classes, **options)
 
 
 @dataclass(frozen=True)
@@ -91,15 +68,7 @@ class _Draw:
         return FORMATS[self.format].draw(picture.path, picture.part, self.vocabulary, self.images, self.width)
 
 
-def convert_label_images(
-    source: str,
-    output_dir: str,
-    unannotated: int,
-    *,
-    workers: int | None = None,
-    force: bool = False,
-    progress: bool = True,
-) -> FileReport:
+def convert_label_images(source: str, output_dir: str, unannotated: int, **options: Any) -> FileReport:
     """Make scribble labels of label images in which another value than 255 means not annotated.
 
     Class numbers above that value move down by one, so that they are 0, 1, ... without a gap: with 0 as not annotated
@@ -107,7 +76,7 @@ def convert_label_images(
 
     Args:
         source: a label PNG, or a folder of them.
-        output_dir, workers, force, progress: as for :func:`convert_annotations`.
+        output_dir, **options: as for :func:`convert_annotations`.
         unannotated: the value, 0..255.
 
     Raises:
@@ -116,7 +85,7 @@ def convert_label_images(
     if not 0 <= unannotated <= UNANNOTATED:
         raise BLPSegError(f"--unannotated-value {unannotated} is not allowed; label images hold 0..{UNANNOTATED}")
     files = list_files(source, (".png",), "label images")
-    return make_labels(files, output_dir, _Renumber(unannotated), workers=workers, force=force, progress=progress)
+    return make_labels(files, output_dir, _Renumber(unannotated), **options)
 
 
 def nnunet_labels(dataset: str) -> tuple[str, int]:

@@ -22,7 +22,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import MOST_PIXELS, image_size, upright_size
 from ..utils.labels import UNANNOTATED
@@ -30,8 +29,6 @@ from ._untrusted import check_size, check_xml, parse_json, parse_xml, pixel_poin
 from .label_studio_rle import decode_rle
 from .rasterize import rasterize_strokes
 from .vocabulary import Vocabulary
-
-__all__ = ["FORMATS", "Format"]
 
 _MOST_WIDE = 1 << 33  # strokes times pixels, which is what wide strokes cost
 
@@ -78,7 +75,7 @@ def _find_image(folder, image_name):
     name = PurePosixPath(str(image_name).replace("\\", "/")).name
     stem = PurePosixPath(name).stem
     for candidate in (name, *(stem + ext for ext in (".jpg", ".png", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"))):
-        if candidate and paths.isfile(os.path.join(folder, candidate)):
+        if candidate and os.path.isfile(os.path.join(folder, candidate)):
             return os.path.join(folder, candidate)
     return None
 

@@ -12,24 +12,14 @@ import numpy as np
 
 from ..utils.errors import BLPSegError
 
-__all__ = ["decode_rle", "encode_rle"]
-
 _LARGEST = 1 << 22  # bytes of a stroke's code, which bounds the time it takes
 
 
 def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
-    """The values of a brush mask.
+    """The values of a brush mask, (expected,) uint8, from its code: bytes as a list of integers, as in the JSON export.
 
-    Args:
-        where: the file, for messages.
-        rle: bytes as a list of integers, as in the JSON export.
-        expected: how many values the mask must have: 4 (RGBA) a pixel. Checked before anything is allocated.
-
-    Returns:
-        (expected,) uint8.
-
-    Raises:
-        BLPSegError: the code is cut short, damaged or of another size.
+    ``expected`` is 4 (RGBA) a pixel; it is checked before anything is allocated. Raises BLPSegError, which names
+    ``where``, if the code is cut short, damaged or of another size.
     """
     try:
         data = bytes(rle)
@@ -58,14 +48,7 @@ def decode_rle(where: str, rle: list[int], expected: int) -> np.ndarray:
 
 
 def encode_rle(mask: np.ndarray) -> list[int]:
-    """The code of a mask, as Label Studio's brush has it: opaque where the mask is, RGBA.
-
-    Args:
-        mask: (H, W) bool.
-
-    Returns:
-        bytes as integers; :func:`decode_rle` gives 4 values a pixel, 255 in the mask and 0 elsewhere.
-    """
+    """The code of a mask (H, W) bool, as Label Studio's brush has it: RGBA, 255 in the mask and 0 elsewhere."""
     flat = np.asarray(mask, bool).reshape(-1)
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]) + 1, flat.size)
     sizes = 4 * np.diff(ends, prepend=0)

@@ -9,8 +9,6 @@ import numpy as np
 
 from ..utils.labels import UNANNOTATED
 
-__all__ = ["rasterize_strokes", "segment_lengths", "segment_pixels"]
-
 _MOST_PIXELS = 1 << 26  # of all strokes of an image: a hostile zigzag sets thousands of times as many
 _MAX_PIXELS_AT_ONCE = 1 << 22  # bounds the memory that a hostile zigzag of a million corners can ask for
 
@@ -102,13 +100,13 @@ def _draw_thin(label: np.ndarray, strokes: list[tuple[int, np.ndarray]]) -> None
 def segment_pixels(points: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The pixels of joined segments by the published rule, each segment without its second end point.
 
-    Between points m = count pixels are set at trunc(r + i * (dr / m)). The quotient is rounded to float64 before it
-    is multiplied, as the published converter does: where m is 44 or more, exact arithmetic would put a pixel in some
+    Between points m = count pixels are set at trunc(r + i * (dr / m)). The quotient is rounded to float64 before it is
+    multiplied, as the published converter does: where m is 44 or more, exact arithmetic would put a pixel in some
     thousands elsewhere than the published labels have it.
 
     Args:
         points: (K, 2) int64 (row, column), non-negative.
-        count: (K - 1,) int64, pixels to set of each segment: max(|dr|, |dc|), and 1 where that is 0.
+        count: (K - 1,) int64, see :func:`segment_lengths`.
 
     Returns:
         (sum of count, 2) int64, in drawing order.

@@ -14,8 +14,6 @@ import numpy as np
 from ..utils.labels import UNANNOTATED
 from .rasterize import segment_lengths, segment_pixels
 
-__all__ = ["simulate_scribble"]
-
 _SAMPLES = 64  # pixels a pen's starting point is chosen from
 _LARGE_REGION = 0.25  # share of the image beyond which a region gets another stroke
 _MAX_STROKES = 3  # in one region

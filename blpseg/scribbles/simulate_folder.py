@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,6 @@ from ..utils.labels import UNANNOTATED
 from ..utils.parallel import FileReport
 from .batch import Picture, list_files, make_labels
 from .simulate import simulate_scribble
-
-__all__ = ["file_seed", "simulate_folder"]
 
 _EXTENSIONS = (".png", ".bmp", ".tif", ".tiff")
 
@@ -35,9 +34,7 @@ def simulate_folder(
     width: int = 3,
     seed: int = 0,
     ignore_label: int = UNANNOTATED,
-    workers: int | None = None,
-    force: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> FileReport:
     """Simulate a scribble for every mask: :func:`simulate_scribble`, each with :func:`file_seed`.
 
@@ -46,14 +43,14 @@ def simulate_folder(
         output_dir: made where missing; ``NAME.png`` of each mask.
         preference, length, width, ignore_label: as there.
         seed: common to all files.
-        workers, force, progress: see ``make_labels``, which also describes how labels are written and skipped.
+        **options: ``workers``, ``force`` and ``progress`` of :func:`~blpseg.scribbles.batch.make_labels`.
 
     Raises:
         BLPSegError: the masks or the output folder are unusable as a whole.
     """
     files = list_files(masks, _EXTENSIONS, "masks")
     draw = _Draw(preference, length, width, seed, ignore_label)
-    return make_labels(files, output_dir, draw, workers=workers, force=force, progress=progress)
+    return make_labels(files, output_dir, draw, **options)
 
 
 @dataclass(frozen=True)

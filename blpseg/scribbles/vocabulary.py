@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from ..utils import paths
 from ..utils.errors import BLPSegError, describe
 from ..utils.files import read_bytes
 from ..utils.labels import UNANNOTATED
-
-__all__ = ["CONTEXT_NAMES", "VOC_NAMES", "Vocabulary", "load_vocabulary", "voc_color"]
 
 # The names that PASCAL-Scribble uses, in order of their class numbers (METHOD section 8).
 VOC_NAMES = (
@@ -84,7 +81,7 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
         names = VOC_NAMES if name_or_path == "voc" else CONTEXT_NAMES
         colors = {voc_color(number): number for number in [*range(len(names)), UNANNOTATED]}
         return Vocabulary(name_or_path, {name: number for number, name in enumerate(names)}, colors)
-    if not paths.isfile(name_or_path):
+    if not os.path.isfile(name_or_path):
         raise BLPSegError(f"vocabulary {name_or_path!r}: no such file, nor one of 'voc' and 'context'")
     return _Reader(name_or_path).vocabulary
 

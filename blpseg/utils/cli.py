@@ -11,10 +11,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .errors import BLPSegError, debug_enabled, describe
+from .errors import debug_enabled, one_line
 from .threads import wait_passively
-
-__all__ = ["add_debug_flag", "add_work_flags", "console", "count", "fraction", "parse_with_opts", "run_command"]
 
 # Console script -> the module of tools/ or datasets/ whose main() it runs.
 _CONSOLE = {
@@ -61,16 +59,10 @@ def add_work_flags(parser: argparse.ArgumentParser, force: str = "") -> argparse
 
 
 def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line that may change config keys.
+    """Parse a command line that may change config keys; the result's ``opts`` is the list of keys and values.
 
     ``KEY VALUE`` pairs may follow ``--opts`` or stand anywhere, also after an option that takes several values.
-
-    Args:
-        parser: gets the positional argument ``opts`` if it has none.
-        argv: by default that of the process.
-
-    Returns:
-        the parser's result for the rest, with ``opts``, the list of keys and values.
+    ``argv`` is by default that of the process.
     """
     if not any(action.dest == "opts" for action in parser._actions):
         parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys to change, in pairs")
@@ -91,11 +83,7 @@ def parse_with_opts(parser: argparse.ArgumentParser, argv: Sequence[str] | None 
 
 
 def fraction(text: str) -> float:
-    """A number from 0 to 1, for the ``type`` of an option.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
+    """A number from 0 to 1, for the ``type`` of an option."""
     try:
         value = float(text)
     except ValueError:
@@ -106,11 +94,7 @@ def fraction(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1, for the ``type`` of an option.
-
-    Raises:
-        argparse.ArgumentTypeError: something else.
-    """
+    """A whole number of at least 1, for the ``type`` of an option."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
@@ -125,8 +109,8 @@ def console() -> None:
 def run_command(main: Callable[..., int | None], *args) -> None:
     """Call ``main(*args)`` and leave the process with its exit status.
 
-    :class:`BLPSegError` and operating system errors become one line on stderr and status 1; anything else
-    is a defect of ours and says so, also in one line. ``--debug`` or ``BLPSEG_DEBUG=1`` adds the traceback.
+    An error becomes one line on stderr (:func:`one_line`) and status 1; ``--debug`` or ``BLPSEG_DEBUG=1`` adds the
+    traceback.
 
     Args:
         main: returns an exit status, or None for 0.
@@ -144,21 +128,9 @@ def run_command(main: Callable[..., int | None], *args) -> None:
     except BrokenPipeError:  # the reader of our output went away (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (BLPSegError, OSError) as error:
-        _report(f"error: {describe(error)}")
-        status = 1
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        _report(
-            f"error: unexpected {type(error).__name__} at {where}: {describe(error)} "
-            "(a defect: please report it with the traceback that --debug or BLPSEG_DEBUG=1 shows)"
-        )
+        if debug_enabled():
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         status = 1
     sys.exit(status)
-
-
-def _report(line: str) -> None:
-    if debug_enabled():
-        traceback.print_exc()
-    print(line, file=sys.stderr, flush=True)

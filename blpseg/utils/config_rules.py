@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from .errors import BLPSegError
 
-__all__ = ["CHOICES", "RULES", "UNREAD", "UNREAD_BY_PART", "check_values", "report_unread"]
-
 logger = logging.getLogger(__name__)
 
 _NORMS = ["", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
@@ -29,9 +27,7 @@ CHOICES: dict[str, list[str]] = {
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "SOLVER.AMP.DTYPE": ["float16", "bfloat16"],
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ["value", "norm", "full_model"],
-    "SOLVER.LR_SCHEDULER_NAME": [
-        *("WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
-    ],
+    "SOLVER.LR_SCHEDULER_NAME": ["WarmupPolyLR", "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"],
     "SOLVER.OPTIMIZER": ["AdamW", "SGD"],
     "SOLVER.WARMUP_METHOD": ["linear", "constant"],
 }
@@ -127,6 +123,7 @@ RULES: dict[str, Rule] = {
     "MODEL.SWIN.DROP_PATH_RATE": _within(0, 1),
     "MODEL.TIMM.OUTPUT_STRIDE": Rule("8, 16 or 32", lambda v: v in (8, 16, 32)),
     "MODEL.VIT.DROP_PATH_RATE": _within(0, 1),
+    "OUTPUT_DIR": Rule("a folder on this machine", lambda v: "://" not in str(v)),
     "OUTPUT.KEEP_CHECKPOINTS": _within(1),
     "OUTPUT.LOG_PERIOD": _within(1),
     "OUTPUT.PANEL_IMAGES": _within(0, 64),
@@ -204,14 +201,7 @@ _ONLY_OURS = {"INPUT.CROP.TYPE", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "MODEL.SEM
 
 
 def check_values(values: dict[str, object]) -> None:
-    """Check a config's values against the tables.
-
-    Args:
-        values: by dotted key, see :func:`blpseg.config.flatten`.
-
-    Raises:
-        BLPSegError: names the first key whose value is not allowed, and the allowed values.
-    """
+    """Raise BLPSegError for the first of the values, by dotted key, that is not allowed; it names the allowed ones."""
     ours = values.get("MODEL.META_ARCHITECTURE") == "BLPSeg"
     for key, value in values.items():
         if key in _ONLY_OURS and not ours:
@@ -251,11 +241,8 @@ def _listed(names: list[str]) -> str:
 
 
 def report_unread(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """Warn about every key that a user changed although nothing reads it, and return these lines.
-
-    Args:
-        before, after: values by dotted key, of the defaults and of the loaded config.
-    """
+    """Warn about every key that a user changed although nothing reads it, and return these lines. ``before`` and
+    ``after`` are the values of the defaults and of the loaded config by dotted key."""
     lines = []
     if after.get("MODEL.META_ARCHITECTURE") == "BLPSeg":
         for key in (key for key in after if after[key] != before.get(key)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-__all__ = ["let_evaluator_copy"]
-
 
 def let_evaluator_copy() -> None:
     """Make Detectron2's ``SemSegEvaluator`` read masks under NumPy 2; does nothing where it can.

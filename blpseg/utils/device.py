@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .errors import BLPSegError
 
-__all__ = ["choose_device", "device_name"]
-
 
 def choose_device(wanted: str) -> str:
     """``cuda`` or ``cpu`` for MODEL.DEVICE ``wanted``, "auto" among others: the CPU where there is no GPU.

@@ -14,8 +14,6 @@ from urllib.request import urlopen
 
 from .errors import BLPSegError, describe
 
-__all__ = ["cache_path", "fetch"]
-
 logger = logging.getLogger(__name__)
 
 _SHORTHANDS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}

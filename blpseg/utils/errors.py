@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-__all__ = ["BLPSegError", "debug_enabled", "describe", "printable"]
+import traceback
 
 
 class BLPSegError(Exception):
@@ -19,6 +18,18 @@ def debug_enabled() -> bool:
 def describe(error: BaseException) -> str:
     """The message of an exception on one line, fit for a terminal."""
     return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """What to report of an exception: its message if it is the user's or the operating system's, else also that it is a
+    defect of ours, and where."""
+    if isinstance(error, (BLPSegError, OSError)):
+        return describe(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unexpected {type(error).__name__} at {os.path.basename(frame.filename)}:{frame.lineno}: {describe(error)} "
+        "(a defect: please report it with the traceback that --debug or BLPSEG_DEBUG=1 shows)"
+    )
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import logging
@@ -11,44 +12,30 @@ import os
 import struct
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TextIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from . import paths
 from .errors import BLPSegError, describe
-
-__all__ = [
-    "IMAGE_EXTENSIONS", "MOST_PIXELS", "check_writable", "image_size", "lock_file", "read_bytes", "read_image",
-    "read_label", "upright_size", "without_nan", "write_atomic", "write_bytes_atomic", "write_json", "write_png_atomic",
-]  # fmt: skip
+from .paths import open_file
 
 LARGEST_FILE = 1 << 30  # bytes
 MOST_PIXELS = 178_956_970  # beyond it Pillow, too, refuses an image as a decompression bomb
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # Labels are written and read twice as fast without PNG's filters, which are made for photographs.
-_LABEL_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+LABEL_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # OpenCV before 4.11 cannot choose
-    _LABEL_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    LABEL_PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 # No others are opened. Pillow would run Ghostscript on an EPS, whatever the file is called.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _BYTES = {"I": 4, "F": 4, "I;16": 2}  # of a pixel, where that is not the count of channels
 _UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
 _ORIENTATION = 0x0112  # EXIF tag
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations with width and height exchanged
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 logger = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is ours
@@ -64,7 +51,7 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     decodes with PIL at about twice the time.
 
     Args:
-        path: as in :mod:`blpseg.utils.paths`.
+        path: of the file.
         format: "RGB" or "BGR", the order of the channels.
 
     Returns:
@@ -126,11 +113,7 @@ def _label_array(path: str, image: ImageFile.ImageFile) -> np.ndarray:
             f"{path}: grey with fewer than 8 bits a pixel, which readers scale differently; save the label as 8-bit PNG"
         )
     image.load()
-    array = np.asarray(image)
-    if image.format != "PNG" or "exif" in image.info:
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation in _TRANSPOSE:
-            array = np.asarray(image.transpose(_TRANSPOSE[orientation]))
+    array = np.asarray(ImageOps.exif_transpose(image))
     if image.mode in ("RGB", "RGBA", "LA"):
         colour = array[..., :3] if image.mode != "LA" else array[..., :1]
         if not (colour == colour[..., :1]).all():
@@ -147,27 +130,42 @@ def _label_array(path: str, image: ImageFile.ImageFile) -> np.ndarray:
     return array
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """(height, width) of an image as :func:`read_image` returns it, from its header alone.
+def index_folder(folder: str | os.PathLike, suffix: str = "") -> dict[str, str]:
+    """Stem -> path of the images in a folder; names that start with a dot and other files are left out.
+
+    Args:
+        folder: where the images lie.
+        suffix: where given, only images named STEM + suffix count, and those one folder below count too.
 
     Raises:
-        BLPSegError: the file is missing or no image.
+        BLPSegError: two images share a stem.
     """
-    try:
-        with paths.open_file(path, "rb") as file:
-            return upright_size(path, file)
-    except FileNotFoundError as error:
-        raise BLPSegError(f"{path}: no such file") from error
-    except OSError as error:
-        raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error
+    folders = [os.fspath(folder)]
+    if suffix:
+        below = (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
+        folders += [path for path in below if os.path.isdir(path)]
+    files: dict[str, str] = {}
+    for path in (os.path.join(place, name) for place in folders for name in sorted(os.listdir(place))):
+        stem, extension = os.path.splitext(os.path.basename(path))
+        if stem.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS or not stem.endswith(suffix):
+            continue
+        stem = stem.removesuffix(suffix)
+        if stem in files:
+            raise BLPSegError(f"{path}: {os.path.basename(files[stem])} has the same stem; rename one of them")
+        files[stem] = path
+    return files
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image as :func:`read_image` returns it, from its header alone. Raises BLPSegError if the
+    file is missing or no image."""
+    with _reading(path) as file:
+        return upright_size(path, file)
 
 
 def upright_size(where: str, file: IO[bytes]) -> tuple[int, int]:
-    """(height, width) of the image in an open file, turned as its EXIF data say.
-
-    Raises:
-        BLPSegError: it is no image of the kinds that are read; ``where`` is named.
-    """
+    """(height, width) of the image in an open file, turned as its EXIF data say. Raises BLPSegError, which names
+    ``where``, if it is none of the kinds that are read."""
     with _open(where, file) as image:
         try:
             # Asking a PNG for EXIF data decodes all of it, unless the header has told.
@@ -222,7 +220,7 @@ def write_png_atomic(path: str, array: np.ndarray, palette: np.ndarray | None = 
         image.save(buffer, "PNG")
         data = buffer.getvalue()
     else:
-        settings = _LABEL_PNG if array.ndim == 2 else []
+        settings = LABEL_PNG if array.ndim == 2 else []
         data = cv2.imencode(".png", array if array.ndim == 2 else array[..., ::-1], settings)[1].tobytes()
     write_bytes_atomic(path, data, durable=durable)
 
@@ -239,12 +237,8 @@ def write_atomic(path: str | os.PathLike, write: Callable[[IO[bytes]], object], 
         OSError: with the path in it; ``path`` is as it was and the temporary file is gone.
     """
     path = os.fspath(path)
-    if "://" in path:  # an object store shows a file only when it is complete
-        with paths.open_file(path, "wb") as file:
-            write(file)
-        return
     folder, name = os.path.split(path)
-    paths.makedirs(folder)
+    os.makedirs(folder or ".", exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().int % 10**12}.tmp")
     try:
         with open(temporary, "wb", buffering=1 << 20) as file:
@@ -284,6 +278,13 @@ def write_json(path: str, content: object) -> None:
     write_bytes_atomic(path, f"{text}\n".encode())
 
 
+def write_csv(path: str, rows: Iterable[Iterable]) -> None:
+    """Write rows, the first of which are the names of the columns."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_bytes_atomic(path, text.getvalue().encode())
+
+
 def without_nan(content):
     """A copy of nested dicts and lists with None for each NaN or infinite float, which JSON cannot hold."""
     if isinstance(content, Mapping):
@@ -319,38 +320,32 @@ def lock_file(path: str) -> TextIO | None:
 
 
 def check_writable(path: str) -> None:
-    """Find out before long work whether :func:`write_bytes_atomic` will be able to write ``path``; makes its folder.
-
-    Raises:
-        OSError: it will not.
-    """
-    if "://" in path:
-        return
+    """Find out before long work whether :func:`write_bytes_atomic` will be able to write ``path``, and make its folder.
+    Raises OSError if not."""
     probe = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes_atomic(probe, b"")
     os.unlink(probe)
 
 
 def read_bytes(path: str, most: int = LARGEST_FILE) -> bytes:
-    """The content of a file.
+    """The content of a file. Raises BLPSegError if it is missing, no ordinary file (a pipe or a device might never
+    end), or larger than ``most`` bytes."""
+    with _reading(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise BLPSegError(f"{path}: larger than {most} bytes, more than any such file needs")
+    return data
 
-    Args:
-        path: as in :mod:`blpseg.utils.paths`.
-        most: bytes that it may have.
 
-    Raises:
-        BLPSegError: it is missing, no ordinary file (a pipe or a device might never end), or larger.
-    """
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[IO[bytes]]:
     try:
-        with paths.open_file(path, "rb") as file:
-            data = file.read(most + 1)
+        with open_file(path, "rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise BLPSegError(f"{path}: no such file") from error
     except OSError as error:
         raise BLPSegError(f"{path}: cannot be read ({error.strerror or describe(error)})") from error
-    if len(data) > most:
-        raise BLPSegError(f"{path}: larger than {most} bytes, more than any such file needs")
-    return data
 
 
 def _is_plain_grey_png(data: bytes) -> bool:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-__all__ = ["DISTANCE_EDGES", "THICKNESS_EDGES", "boundary_distance", "distance_bins", "distance_to", "local_thickness"]
-
 # Pixels; bin i holds EDGES[i] <= value < EDGES[i + 1], the last one everything above.
 DISTANCE_EDGES = (0, 2, 4, 8, 16, 32, 64)
 THICKNESS_EDGES = (0, 4, 8, 16, 32, 64, 128)
@@ -23,13 +21,9 @@ def distance_to(pixels: np.ndarray) -> np.ndarray:
 
 
 def boundary_distance(label: np.ndarray) -> np.ndarray:
-    """Distance of each pixel to the nearest pixel with another value.
+    """Distance of each pixel to the nearest pixel with another value; 255 (ignored) counts as another.
 
-    Args:
-        label: (H, W) uint8; 255 (ignored) counts as another value.
-
-    Returns:
-        (H, W) float32, pixels, 1 beside a boundary; infinite if the label has only one value.
+    (H, W) uint8 -> (H, W) float32 in pixels, 1 beside a boundary; infinite if the label has only one value.
     """
     values = np.unique(label)
     if len(values) == 1:

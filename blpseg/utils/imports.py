@@ -6,16 +6,10 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 
-__all__ = ["when_imported"]
-
 
 def when_imported(name: str, callback: Callable[[], object]) -> None:
     """Call ``callback`` once the module ``name`` has been imported: now if it has been, else right after its code ran.
-
-    Args:
-        name: full name of a module, such as ``detectron2.data``.
-        callback: what it raises ends the import of ``name``.
-    """
+    What it raises ends the import."""
     if name in sys.modules:
         callback()
     else:

@@ -7,8 +7,6 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-__all__ = ["distinct_colors"]
-
 # Background, then the colours of Okabe & Ito, "Color Universal Design" (2008), which people with any kind of colour
 # blindness tell apart.
 _FIRST = [(0, 0, 0), (230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178),

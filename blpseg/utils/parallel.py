@@ -9,12 +9,13 @@ import signal
 import sys
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, tee
 from typing import Any
 
 from tqdm import tqdm
@@ -22,22 +23,12 @@ from tqdm import tqdm
 from .errors import BLPSegError, debug_enabled, describe, printable
 from .progress import progress_bar
 
-__all__ = [
-    "FileReport", "file_error", "default_workers", "die_with", "map_files", "map_parallel", "process_files",
-    "process_pool",
-]  # fmt: skip
-
 _BATCH = 16  # files a worker takes at once
 
 
 @dataclass
 class FileReport:
-    """How many files were written, were up to date, or failed.
-
-    Attributes:
-        written, up_to_date: how many files were written, or were there already and still right.
-        failed: one line for each that could not be made.
-    """
+    """How many files were written, how many were there already and still right, and a line for each that failed."""
 
     written: int = 0
     up_to_date: int = 0
@@ -73,34 +64,20 @@ def map_files(
 
     Args:
         function: picklable. What it raises is yielded as BLPSegError that names the file.
-        items: what to call it with: a path, a record with ``file_name``, an object with ``path``, or a tuple whose
-            first is one of these.
+        items: a path, a record with ``file_name``, an object with ``path``, or a tuple whose first is one of these.
         workers: processes; None for one a CPU, 1 works in this one.
-        description: of the bar.
-        total: how many items, where they have no length.
-        progress: whether to show the bar.
+        description, total, progress: of the bar; ``total`` where the items have no length.
 
     Raises:
         BLPSegError: a worker process was killed.
     """
-    pending: dict[int, Any] = {}
-    results: dict[int, Any] = {}
-    following = 0
-
-    def numbered():
-        for number, item in enumerate(items):
-            pending[number] = item
-            yield number, item
-
     if isinstance(items, Sequence):
         total = len(items)
+    waiting, given = tee(items)
     with progress_bar(total=total, desc=description, unit="file", disable=not progress) as bar:
-        for number, result in map_parallel(partial(_guarded, function), numbered(), workers):
+        for item, result in zip(waiting, map_parallel(partial(_guarded, function), given, workers), strict=True):
             bar.update()
-            results[number] = result
-            while following in results:
-                yield pending.pop(following), results.pop(following)
-                following += 1
+            yield item, result
 
 
 def process_files(
@@ -123,12 +100,11 @@ def process_files(
     return report
 
 
-def _guarded(function: Callable, numbered: tuple[int, Any]) -> tuple[int, Any]:
-    number, item = numbered
+def _guarded(function: Callable, item: Any) -> Any | BLPSegError:
     try:
-        return number, function(item)
+        return function(item)
     except Exception as error:
-        return number, file_error(_file_of(item), error)
+        return file_error(_file_of(item), error)
 
 
 def file_error(path: str, error: Exception) -> BLPSegError:
@@ -167,12 +143,9 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
 
 def map_parallel(function: Callable, items: Iterable, workers: int | None) -> Iterator:
-    """Yield ``function(item)`` of every item from worker processes, in the order in which they finish.
+    """Yield ``function(item)`` of every item, in order, from worker processes (None: one a CPU, 1: in this process).
 
-    Args:
-        function: picklable.
-        items: taken only as fast as workers get through them.
-        workers: None for one a CPU, 1 works in this process.
+    ``function`` is picklable; items are taken only as fast as workers get through them.
 
     Raises:
         BLPSegError: a worker died.
@@ -182,20 +155,17 @@ def map_parallel(function: Callable, items: Iterable, workers: int | None) -> It
         yield from map(function, items)
         return
     pool = process_pool(workers)
-    items = iter(items)
-    running: set[Future] = set()
+    items, running = iter(items), deque()
     try:
         with warnings.catch_warnings():
             # Workers use none of the threads that Python 3.12 warns of when it forks.
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
             while batch := list(islice(items, _BATCH)):
-                running.add(pool.submit(_run_batch, function, batch))
-                if len(running) > 2 * workers:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        yield from future.result()
-        for future in as_completed(running):
-            yield from future.result()
+                running.append(pool.submit(_run_batch, function, batch))
+                if len(running) > 4 * workers:
+                    yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
     except BrokenProcessPool as error:
         raise BLPSegError(
             "a worker process was killed, perhaps for want of memory; what is done is kept: run again with --workers 1"

@@ -13,8 +13,6 @@ from typing import IO, Any
 
 from .errors import BLPSegError, describe
 
-__all__ = ["check_pickle"]
-
 MAX_OPCODES = 500_000  # the checkpoint of a ResNet-101 has 60,000
 MAX_DEPTH = 100
 LARGE = 1 << 31  # smaller integers do not share a hash

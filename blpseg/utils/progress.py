@@ -7,8 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["progress_bar"]
-
 LINE_SECONDS = 30.0
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["current_name"]
-
 # Before the head was one module in SEM_SEG_HEADS_REGISTRY.
 _MOVED = {
     "pixel_decoder.": "sem_seg_head.pixel_decoder.",
@@ -14,12 +12,8 @@ _MOVED = {
 
 
 def current_name(name: str, prefix: str = "") -> str:
-    """The name that a weight of a BLPSeg model has in this version; a name that is not of an earlier one stays.
-
-    Args:
-        name: in a state dict.
-        prefix: of all names of the model, e.g. ``module.``.
-    """
+    """The name that a weight of a BLPSeg model has in this version; one that is not of an earlier version stays.
+    ``prefix`` begins all names of the model, e.g. ``module.``."""
     for old, new in _MOVED.items():
         if name.startswith(prefix + old):
             return prefix + new + name[len(prefix + old) :]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-__all__ = ["allowed_cpus", "busy_cpus", "choose_threads", "wait_passively"]
-
 
 def wait_passively() -> None:
     """Let threads that wait for others sleep rather than spin, which costs them the CPU while it is shared.
@@ -40,13 +38,8 @@ def busy_cpus(seconds: float = 0.3) -> float:
 
 
 def choose_threads(processes: int, cpus: float, busy: float) -> int:
-    """Threads of each of ``processes`` processes of this machine: what is free, at least one.
-
-    Args:
-        processes: of this run on this machine.
-        cpus: see :func:`allowed_cpus`; of a part of the machine's CPUs the same share is taken to be free.
-        busy: see :func:`busy_cpus`.
-    """
+    """Threads of each of ``processes`` processes of this machine: what is free, at least one. Where ``cpus`` are a part
+    of the machine's, the same share of them counts as ``busy``."""
     total = max(os.cpu_count() or 1, cpus)
     free = max(0.0, cpus * (1 - busy / total))
     return max(1, int((free + 0.25) / processes))  # a quarter of a CPU is what other programs take now and then

@@ -18,8 +18,6 @@ from .downloads import fetch
 from .errors import BLPSegError, describe
 from .pickles import check_pickle
 
-__all__ = ["DIGEST_LENGTH", "DIGEST_MARK", "check_finite", "load_file", "state_dict_of"]
-
 logger = logging.getLogger(__name__)
 
 # Checkpoints of ours end in a zip comment with the SHA-256 of every byte before it (checkpoint/writing.py).
@@ -183,15 +181,11 @@ def _verify_digest(file: BinaryIO, path: str) -> bytes:
 def state_dict_of(checkpoint: object, file: str) -> dict[str, torch.Tensor]:
     """The weights in a loaded file: bare, or under ``model``, ``model_state`` or ``state_dict``; ``module.`` removed.
 
-    Args:
-        checkpoint: what :func:`load_file` returned.
-        file: its name, for messages.
-
     Returns:
         {name: dense tensor on the CPU}; entries that hold no numbers (a version, an optimiser) are left out.
 
     Raises:
-        BLPSegError: there are none, or one has a type that torch does not know (longdouble).
+        BLPSegError: there are none, or one has a type that torch does not know (longdouble). ``file`` is named.
     """
     state = checkpoint
     for _ in range(3):  # e.g. {"state_dict": {"model": ...}}

@@ -9,8 +9,6 @@ import yaml
 from .downloads import fetch
 from .errors import BLPSegError, describe
 
-__all__ = ["check_plain", "parse_yaml", "read_config", "read_yaml"]
-
 MAX_CHARACTERS = 1 << 18
 MAX_NODES = 20_000  # with every alias written out
 MAX_DEPTH = 50
@@ -18,14 +16,10 @@ MAX_BASES = 20  # files that a config reads
 
 
 def parse_yaml(text: str, source: str):
-    """The result of ``yaml.safe_load``, for untrusted text.
+    """The result of ``yaml.safe_load``, for untrusted text; ``source`` is its file, for messages.
 
     Aliases and merge keys are allowed as long as the document stays small when they are written out: PyYAML itself
     builds gigabytes from two kilobytes.
-
-    Args:
-        text: one YAML document.
-        source: its file, for messages.
 
     Raises:
         BLPSegError: it is no YAML, too large or too deep, or holds other than plain values.
@@ -47,14 +41,8 @@ def parse_yaml(text: str, source: str):
 
 
 def read_yaml(path: str | os.PathLike):
-    """What a YAML file holds, see :func:`parse_yaml`.
-
-    Args:
-        path: a file or, as :func:`.fetch` takes it, a URL.
-
-    Raises:
-        BLPSegError: also if there is no such file.
-    """
+    """What a YAML file, or a URL as :func:`.fetch` takes it, holds. Raises BLPSegError if it is missing, or as
+    :func:`parse_yaml`."""
     path = os.fspath(path)
     try:
         with open(fetch(path), encoding="utf-8") as file:
@@ -93,13 +81,8 @@ def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 
 def _read_with_base(path: str, above: tuple[str, ...], read: list[str]) -> dict:
-    """A YAML file over those that its ``_BASE_`` names, which are relative to it, as in fvcore.
-
-    Args:
-        path: the file.
-        above: the files whose ``_BASE_`` led here.
-        read: all files read so far; grows.
-    """
+    """A YAML file over those that its ``_BASE_`` names. The ``_BASE_`` of the files ``above`` led here; ``read`` holds
+    all files so far, and grows."""
     read.append(path)
     if path in above or len(read) > MAX_BASES:
         what = "leads in a circle" if path in above else f"stands for more than {MAX_BASES} files"

@@ -7,6 +7,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from blpseg.data.dataset_mapper import ScribbleDatasetMapper
 from blpseg.engine.optimizer import build_optimizer
 from blpseg.evaluation.inference import Inference
 from blpseg.modeling.local_aggregation import ShallowEmbedding, local_aggregation
-from blpseg.scribbles import convert_xml_folder
+from blpseg.scribbles import convert_annotations
 
 from .literal import LiteralBLPSeg, convert_plainly, plain_inference, write_stroke_files
 from .measure import BASELINE, OURS, compare_memory, compare_time, row
@@ -243,7 +244,8 @@ def scribbles(args: argparse.Namespace) -> Iterator[dict]:
             function(f"{folder}/xml", output, *more)
             return output
 
-        sides = {OURS: lambda: convert(convert_xml_folder, "voc"), BASELINE: lambda: convert(convert_plainly)}
+        ours = partial(convert_annotations, "xml", progress=False)
+        sides = {OURS: lambda: convert(ours, "voc"), BASELINE: lambda: convert(convert_plainly)}
         seconds, made = compare_time(sides, min(args.repeat, 2), warm_up=False)
         names = [f"{number:06d}.png" for number in range(args.stroke_files)]
         labels = [[cv2.imread(f"{made[side]}/{n}", cv2.IMREAD_UNCHANGED) for n in names] for side in (OURS, BASELINE)]

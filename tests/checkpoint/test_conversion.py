@@ -13,7 +13,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from blpseg import get_cfg
-from blpseg.checkpoint.conversion import convert, state_dict_of
+from blpseg.checkpoint import state_dict_of
+from blpseg.checkpoint.conversion import convert
 from blpseg.utils.errors import BLPSegError
 
 

@@ -179,20 +179,10 @@ def test_jitter_is_brightness_contrast_saturation_hue_and_moves_no_crop():
     np.testing.assert_array_equal(swapped[::-1], jittered)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"flip": "sideways"},
-        {"scale_range": (1.2, 0.8)},
-        {"scale_range": (0, 1)},
-        {"crop_size": (0.9, 0.9)},
-        {"rotation_degrees": -3},
-        {"color_jitter": NO_JITTER | {"hue": 0.7}},
-    ],
-)
-def test_settings_out_of_range_are_refused(changes):
-    with pytest.raises(BLPSegError, match="^INPUT"):
-        augmentation(**changes)
+@pytest.mark.parametrize("crop", [["INPUT.CROP.SIZE", [0.9, 0.9]], ["INPUT.CROP.TYPE", "relative"]])
+def test_crops_are_of_whole_pixels(made_cfg, crop):
+    with pytest.raises(BLPSegError, match="^INPUT.CROP"):
+        TrainingAugmentation(made_cfg(*crop))
 
 
 def test_training_record_becomes_tensors(made_cfg):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blpseg.scribbles import CONTEXT_NAMES, VOC_NAMES, convert_annotations, convert_xml_folder, formats
+from blpseg.scribbles import CONTEXT_NAMES, VOC_NAMES, convert_annotations, formats
 from blpseg.scribbles.rasterize import rasterize_strokes
 from blpseg.utils.errors import BLPSegError
 from blpseg.utils.made import classes_of
@@ -70,7 +70,7 @@ def vocabulary(tmp_path):
 def test_xml_equals_the_plain_loop(tmp_path):
     write_stroke_files(str(tmp_path / "xml"), 12, seed=3)
     convert_plainly(str(tmp_path / "xml"), str(tmp_path / "plain"))
-    report = convert_xml_folder(str(tmp_path / "xml"), str(tmp_path / "fast"), "voc", workers=2)
+    report = convert_annotations("xml", str(tmp_path / "xml"), str(tmp_path / "fast"), "voc", workers=2)
     assert report.written == 12 and not report.failed
     for path in (tmp_path / "plain").iterdir():
         made = Image.open(tmp_path / "fast" / path.name)
@@ -202,7 +202,7 @@ def test_bad_files_do_not_stop_the_others_and_later_runs_do_what_is_left(tmp_pat
     (folder / "dir.xml").mkdir()
     (folder / "gone.xml").symlink_to("nowhere")
     (folder / "notes.txt").write_text("no stroke file")
-    report = convert_xml_folder(str(folder), str(out), "voc", workers=2)
+    report = convert_annotations("xml", str(folder), str(out), "voc", workers=2)
     assert (report.written, report.up_to_date, len(report.failed)) == (40, 0, 2)
     assert sorted(p.name for p in out.iterdir()) == sorted(f"{n}.png" for n in range(40))  # no temporary files either
 
@@ -212,12 +212,12 @@ def test_bad_files_do_not_stop_the_others_and_later_runs_do_what_is_left(tmp_pat
     (out / "1.png").write_bytes((out / "1.png").read_bytes()[:-5])  # cut short by something else
     (out / "2.png").write_bytes(b"")
     (out / "3.png").unlink()
-    report = convert_xml_folder(str(folder), str(out), "voc", workers=1)
+    report = convert_annotations("xml", str(folder), str(out), "voc", workers=1)
     assert (report.written, report.up_to_date, len(report.failed)) == (5, 36, 1)
     same = {p.name for p in out.iterdir() if times.get(p.name) == p.stat().st_mtime_ns}
     assert same == {f"{n}.png" for n in range(4, 40)}
     assert cv2.imread(str(out / "0.png"), -1)[5, 5] == 8
-    assert convert_xml_folder(str(folder), str(out), "context", workers=1).written == 41  # another vocabulary
+    assert convert_annotations("xml", str(folder), str(out), "context", workers=1).written == 41  # another vocabulary
 
 
 def test_unusable_as_a_whole(tmp_path, vocabulary):
@@ -233,7 +233,7 @@ def test_unusable_as_a_whole(tmp_path, vocabulary):
         ("xml", "out", "klingon", "vocabulary"),
     ]:
         with pytest.raises(BLPSegError, match=reason):
-            convert_xml_folder(str(tmp_path / source), str(tmp_path / out), words)
+            convert_annotations("xml", str(tmp_path / source), str(tmp_path / out), words)
 
 
 def test_sizes_are_checked_against_the_images(tmp_path):

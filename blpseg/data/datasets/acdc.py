@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .splits import Split, register_split
 
-__all__ = ["CLASSES", "COLORS", "VOLUME_PATTERN"]
-
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
 COLORS = [(0, 0, 0), (66, 133, 244), (52, 168, 83), (234, 67, 53)]
 VOLUME_PATTERN = r"(?P<volume>patient\d+_frame\d+)_slice_(?P<slice>\d+)"
@@ -16,21 +14,10 @@ _REMEDIES = dict.fromkeys(
     "DETECTRON2_DATASETS to where acdc_png lies",
 )
 
+_COMMON = {"remedies": _REMEDIES, "volume": VOLUME_PATTERN}
+
 for _split in (
-    Split(
-        name="acdc_scribble_train",
-        images="acdc_png/images/train",
-        scribbles="acdc_png/scribbles/train",
-        masks="acdc_png/masks/train",
-        remedies=_REMEDIES,
-        volume=VOLUME_PATTERN,
-    ),
-    Split(
-        name="acdc_val",
-        images="acdc_png/images/val",
-        masks="acdc_png/masks/val",
-        remedies=_REMEDIES,
-        volume=VOLUME_PATTERN,
-    ),
+    Split("acdc_scribble_train", *(f"acdc_png/{part}/train" for part in ("images", "scribbles", "masks")), **_COMMON),
+    Split("acdc_val", "acdc_png/images/val", masks="acdc_png/masks/val", **_COMMON),
 ):
     register_split(_split, CLASSES, COLORS, evaluator_type="sem_seg_volume")

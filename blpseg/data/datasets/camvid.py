@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .splits import Split, register_split
 
-__all__ = ["CLASSES", "IGNORE_LABEL"]
-
 CLASSES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
 IGNORE_LABEL = 11  # void, in the masks
 

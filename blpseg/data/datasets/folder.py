@@ -13,8 +13,6 @@ from .splits import Split, register_split, splits
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["register_folder"]
-
 _FOLDER_SPLITS: set[str] = set()  # names this file entered; any other name in the catalog is somebody else's
 
 
@@ -40,35 +38,18 @@ def register_folder(cfg: CfgNode) -> None:
     from detectron2.data import DatasetCatalog
 
     root = os.path.expanduser(folder.ROOT)
-    if folder.EVALUATOR not in ("sem_seg", "sem_seg_volume"):
-        raise BLPSegError(f"DATASETS.FOLDER.EVALUATOR {folder.EVALUATOR!r}: expected 'sem_seg' or 'sem_seg_volume'")
     classes, colors = folder_classes(folder)
     remedies = {
         part: f"DATASETS.FOLDER.{key} says where they lie below DATASETS.FOLDER.ROOT ({folder.ROOT})"
         for part, key in (("images", "*_IMAGES"), ("scribbles", "*_SCRIBBLES"), ("masks", "*_MASKS"))
     }
     volume = r"(?P<volume>.+)_slice_?(?P<slice>\d+)" if folder.EVALUATOR == "sem_seg_volume" else ""
-    train = Split(
-        name=f"{folder.NAME}_train",
-        images=folder.TRAIN_IMAGES,
-        scribbles=folder.TRAIN_SCRIBBLES,
-        masks=folder.TRAIN_MASKS,
-        root=root,
-        remedies=remedies,
-        volume=volume,
-        skip_unannotated=folder.SKIP_UNANNOTATED,
-    )
-    val = Split(
-        name=f"{folder.NAME}_val",
-        images=folder.VAL_IMAGES,
-        scribbles=folder.VAL_SCRIBBLES,
-        masks=folder.VAL_MASKS,
-        root=root,
-        remedies=remedies,
-        volume=volume,
-        skip_unannotated=True,
-        evaluated=True,
-    )
+    common = {"root": root, "remedies": remedies, "volume": volume}
+    parts = {"scribbles": folder.TRAIN_SCRIBBLES, "masks": folder.TRAIN_MASKS}
+    skip = folder.SKIP_UNANNOTATED
+    train = Split(f"{folder.NAME}_train", folder.TRAIN_IMAGES, **parts, **common, skip_unannotated=skip)
+    parts = {"scribbles": folder.VAL_SCRIBBLES, "masks": folder.VAL_MASKS}
+    val = Split(f"{folder.NAME}_val", folder.VAL_IMAGES, **parts, **common, skip_unannotated=True, evaluated=True)
     for split in (train, val):
         if split.name not in _FOLDER_SPLITS and (split.name in splits() or split.name in DatasetCatalog):
             raise BLPSegError(

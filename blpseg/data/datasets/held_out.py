@@ -11,8 +11,6 @@ from .splits import load_records
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-__all__ = ["SUFFIX", "register_held_out", "split_records", "test_sets"]
-
 SUFFIX = "_held_out"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ...scribbles.vocabulary import CONTEXT_NAMES
 from .splits import Split, register_split, voc_colors
 
-__all__ = ["CLASSES", "MASKS"]
-
 CLASSES = CONTEXT_NAMES  # as the scribble files spell them
 
 _CONTEXT = "VOCdevkit/Context"
@@ -23,21 +21,12 @@ _REMEDIES = {
     "--output VOCdevkit/scribble_annotation/pascal_context_label --vocabulary context` below the data root",
 }
 
+_IMAGES, _LISTS = f"{_CONTEXT}/JPEGImages", f"{_CONTEXT}/ImageSets/Segmentation"
+_SCRIBBLES = "VOCdevkit/scribble_annotation/pascal_context_label"
+_TRAIN, _VAL = f"{_LISTS}/train.txt", f"{_LISTS}/val.txt"
+
 for _split in (
-    Split(
-        name="pascal_context_scribble_train",
-        images=f"{_CONTEXT}/JPEGImages",
-        scribbles="VOCdevkit/scribble_annotation/pascal_context_label",
-        masks=MASKS,
-        names=f"{_CONTEXT}/ImageSets/Segmentation/train.txt",
-        remedies=_REMEDIES,
-    ),
-    Split(
-        name="pascal_context_val",
-        images=f"{_CONTEXT}/JPEGImages",
-        masks=MASKS,
-        names=f"{_CONTEXT}/ImageSets/Segmentation/val.txt",
-        remedies=_REMEDIES,
-    ),
+    Split("pascal_context_scribble_train", _IMAGES, _SCRIBBLES, MASKS, _TRAIN, remedies=_REMEDIES),
+    Split("pascal_context_val", _IMAGES, masks=MASKS, names=_VAL, remedies=_REMEDIES),
 ):
     register_split(_split, CLASSES, voc_colors(len(CLASSES)))

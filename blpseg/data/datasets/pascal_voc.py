@@ -5,8 +5,6 @@ from __future__ import annotations
 from ...scribbles.vocabulary import VOC_NAMES
 from .splits import Split, register_split, voc_colors
 
-__all__ = ["CLASSES"]
-
 CLASSES = VOC_NAMES  # as the scribble files spell them
 
 _VOC = "VOCdevkit/VOC2012"
@@ -23,21 +21,12 @@ _REMEDIES = {
     "VOCdevkit/scribble_annotation/pascal_2012_label --vocabulary voc` below the data root",
 }
 
+_IMAGES, _MASKS, _LISTS = f"{_VOC}/JPEGImages", f"{_VOC}/SegmentationClassAug", f"{_VOC}/ImageSets/Segmentation"
+_SCRIBBLES = "VOCdevkit/scribble_annotation/pascal_2012_label"
+_TRAIN, _VAL = f"{_LISTS}/trainaug.txt", f"{_LISTS}/val.txt"
+
 for _split in (
-    Split(
-        name="voc_2012_scribble_trainaug",
-        images=f"{_VOC}/JPEGImages",
-        scribbles="VOCdevkit/scribble_annotation/pascal_2012_label",
-        masks=f"{_VOC}/SegmentationClassAug",
-        names=f"{_VOC}/ImageSets/Segmentation/trainaug.txt",
-        remedies=_REMEDIES,
-    ),
-    Split(
-        name="voc_2012_val",
-        images=f"{_VOC}/JPEGImages",
-        masks=f"{_VOC}/SegmentationClassAug",
-        names=f"{_VOC}/ImageSets/Segmentation/val.txt",
-        remedies=_REMEDIES | {"names": _FETCH},
-    ),
+    Split("voc_2012_scribble_trainaug", _IMAGES, _SCRIBBLES, _MASKS, _TRAIN, remedies=_REMEDIES),
+    Split("voc_2012_val", _IMAGES, masks=_MASKS, names=_VAL, remedies=_REMEDIES | {"names": _FETCH}),
 ):
     register_split(_split, CLASSES, voc_colors(len(CLASSES)))

@@ -13,23 +13,11 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 
 from ...scribbles.vocabulary import voc_color
-from ...utils import paths
 from ...utils.errors import BLPSegError
-from ...utils.files import IMAGE_EXTENSIONS, image_size
+from ...utils.files import image_size, index_folder
 from ...utils.imports import when_imported
 from ...utils.labels import UNANNOTATED
-from ...utils.paths import data_root
-
-__all__ = [
-    "Split",
-    "index_folder",
-    "load_records",
-    "read_names",
-    "register_split",
-    "require_folder",
-    "splits",
-    "voc_colors",
-]
+from ...utils.paths import data_root, open_file
 
 _HEADER_THREADS = 16  # reading headers waits for the disk, not for the processor
 
@@ -77,7 +65,7 @@ class Split:
         """The part that each image needs beside itself: "scribbles" or "masks"."""
         if not self.scribbles:
             return "masks"
-        masks = self.evaluated and (paths.isdir(self.path("masks")) or not paths.isdir(self.path("scribbles")))
+        masks = self.evaluated and (os.path.isdir(self.path("masks")) or not os.path.isdir(self.path("scribbles")))
         return "masks" if masks else "scribbles"
 
     def remedy(self, part: str) -> str:
@@ -163,7 +151,7 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
         if not getattr(split, part):
             continue
         if part in optional or part != split.needed:
-            files = index_folder(split.path(part)) if paths.isdir(split.path(part)) else {}
+            files = index_folder(split.path(part)) if os.path.isdir(split.path(part)) else {}
         else:
             files = _index(split, part)
             if part == "scribbles" and split.skip_unannotated:
@@ -186,47 +174,17 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
     return records
 
 
-def index_folder(folder: str, suffix: str = "") -> dict[str, str]:
-    """Stem -> path of the images in a folder; names that start with a dot and other files are left out.
-
-    Args:
-        folder: where the images lie.
-        suffix: where given, only images named STEM + suffix count, and those one folder below count too.
-
-    Raises:
-        BLPSegError: two images share a stem.
-    """
-    folders = [folder]
-    if suffix:
-        below = (os.path.join(folder, name) for name in sorted(paths.listdir(folder)))
-        folders += [path for path in below if paths.isdir(path)]
-    files: dict[str, str] = {}
-    for path in (os.path.join(place, name) for place in folders for name in sorted(paths.listdir(place))):
-        stem, extension = os.path.splitext(os.path.basename(path))
-        if stem.startswith(".") or extension.lower() not in IMAGE_EXTENSIONS or not stem.endswith(suffix):
-            continue
-        stem = stem.removesuffix(suffix)
-        if stem in files:
-            raise BLPSegError(f"{path}: {os.path.basename(files[stem])} has the same stem")
-        files[stem] = path
-    return files
-
-
 def require_folder(folder: str, remedy: str) -> None:
     """Raise BLPSegError with the remedy unless the folder exists."""
-    if not paths.isdir(folder):
+    if not os.path.isdir(folder):
         raise BLPSegError(f"{folder}: no such folder; {remedy}")
 
 
 def read_names(path: str, remedy: str) -> list[str]:
-    """The names in a list file, one a line.
-
-    Raises:
-        BLPSegError: the file is missing, empty, or not text.
-    """
-    if not paths.isfile(path):
+    """The names in a list file, one a line. Raises BLPSegError with the remedy if it is missing, empty, or not text."""
+    if not os.path.isfile(path):
         raise BLPSegError(f"{path}: no such list; {remedy}")
-    with paths.open_file(path, "rb") as file:
+    with open_file(path, "rb") as file:
         data = file.read()
     try:
         names = data.decode("utf-8-sig").split()

@@ -9,8 +9,6 @@ from ..outputs import Outputs, Targets
 from ..pixel_sampling import cross_entropy_at
 from .loss import LOSS_REGISTRY, Loss
 
-__all__ = ["AnnotationLoss", "annotation_loss"]
-
 
 def annotation_loss(logits: torch.Tensor, scribble: torch.Tensor, unannotated_weight: float) -> torch.Tensor:
     """Weighted cross entropy of the annotation head (METHOD section 4).

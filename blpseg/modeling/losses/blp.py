@@ -9,8 +9,6 @@ from ..outputs import Outputs, Targets, upsample
 from ..pixel_sampling import Pixels, PixelSampler, cross_entropy_at
 from .loss import LOSS_REGISTRY, Loss, log_scalar
 
-__all__ = ["BLPLoss", "blp_loss", "blp_weight"]
-
 
 def blp_weight(log_p: torch.Tensor, log_q: torch.Tensor, gamma: float) -> torch.Tensor:
     """(1 - q p)^gamma, without gradient, from the log-probabilities of the annotated class; any shape."""

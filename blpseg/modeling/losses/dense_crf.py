@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 
-from .loss import LOSS_REGISTRY, LabelFreeLoss, require_positive
+from ..registry import keywords
+from .loss import LOSS_REGISTRY, LabelFreeLoss
 from .potts import GREATEST_EXPONENT, colors_of, grid_of, potts, ratio
-
-__all__ = ["DenseCRF"]
 
 
 @LOSS_REGISTRY.register()
@@ -51,19 +50,12 @@ class DenseCRF(LabelFreeLoss):
             pixel_std: what 0..255 channels were divided by when the images were normalised.
         """
         super().__init__()
-        require_positive("DENSE_CRF", SIGMA_XY=sigma_xy, SIGMA_RGB=sigma_rgb, MAX_POSITIONS=max_positions)
         self.sigma_xy, self.sigma_rgb, self.max_positions = sigma_xy, sigma_rgb, max_positions
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        section = cfg.MODEL.BLPSEG.DENSE_CRF
-        return {
-            "sigma_xy": section.SIGMA_XY,
-            "sigma_rgb": section.SIGMA_RGB,
-            "max_positions": section.MAX_POSITIONS,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        return {**keywords(cfg.MODEL.BLPSEG.DENSE_CRF), "pixel_std": cfg.MODEL.PIXEL_STD}
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
         grid = grid_of(logits)

@@ -9,8 +9,6 @@ from detectron2.config import CfgNode
 from .loss import LOSS_REGISTRY, LabelFreeLoss
 from .potts import grid_of, ratio
 
-__all__ = ["EntropyMinimization"]
-
 
 @LOSS_REGISTRY.register()
 class EntropyMinimization(LabelFreeLoss):

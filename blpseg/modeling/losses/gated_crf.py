@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, configurable
 
-from .loss import LOSS_REGISTRY, LabelFreeLoss, require_positive
+from ..registry import keywords
+from .loss import LOSS_REGISTRY, LabelFreeLoss
 from .potts import GREATEST_EXPONENT, colors_of, grid_of, potts
-
-__all__ = ["GatedCRF"]
 
 
 @LOSS_REGISTRY.register()
@@ -41,19 +40,12 @@ class GatedCRF(LabelFreeLoss):
             pixel_std: what 0..255 channels were divided by when the images were normalised.
         """
         super().__init__()
-        require_positive("GATED_CRF", RADIUS=radius, SIGMA_XY=sigma_xy, SIGMA_RGB=sigma_rgb)
         self.radius, self.sigma_xy, self.sigma_rgb = radius, sigma_xy, sigma_rgb
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        section = cfg.MODEL.BLPSEG.GATED_CRF
-        return {
-            "radius": section.RADIUS,
-            "sigma_xy": section.SIGMA_XY,
-            "sigma_rgb": section.SIGMA_RGB,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        return {**keywords(cfg.MODEL.BLPSEG.GATED_CRF), "pixel_std": cfg.MODEL.PIXEL_STD}
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
         scale = self.pixel_std.to(images) / (255 * self.sigma_rgb)

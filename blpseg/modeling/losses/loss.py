@@ -17,8 +17,6 @@ from ...utils.errors import BLPSegError
 from ..outputs import Outputs, Targets
 from ..registry import look_up
 
-__all__ = ["LOSS_REGISTRY", "LabelFreeLoss", "Loss", "build_losses", "log_scalar"]
-
 LOG_PERIOD = 20  # iterations between scalars; each costs a wait for the GPU, and writers look this often
 
 LOSS_REGISTRY = Registry("LOSS")
@@ -116,10 +114,3 @@ def log_scalar(name: str, value: torch.Tensor) -> None:
     """Put ``blpseg/name`` into Detectron2's event storage, where there is one, every ``LOG_PERIOD`` iterations."""
     if has_event_storage() and get_event_storage().iter % LOG_PERIOD == 0:
         get_event_storage().put_scalar(f"blpseg/{name}", float(value), smoothing_hint=False)
-
-
-def require_positive(section: str, **values: float) -> None:
-    """Raise BLPSegError for the first of ``MODEL.BLPSEG.<section>``'s values that is not above 0."""
-    for key, value in values.items():
-        if not value > 0:
-            raise BLPSegError(f"MODEL.BLPSEG.{section}.{key} must be > 0; got {value}")

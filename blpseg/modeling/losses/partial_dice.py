@@ -9,8 +9,6 @@ from detectron2.config import CfgNode
 from ..outputs import Outputs, Targets
 from .loss import LOSS_REGISTRY, Loss
 
-__all__ = ["PartialDice"]
-
 
 @LOSS_REGISTRY.register()
 class PartialDice(Loss):

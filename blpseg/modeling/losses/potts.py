@@ -7,8 +7,6 @@ import torch.nn.functional as F
 
 from ...utils.labels import IGNORED
 
-__all__ = ["GREATEST_EXPONENT", "colors_of", "grid_of", "potts", "ratio", "seeds_of"]
-
 # exp of float32 is many times slower on a CPU where its result is no normal number; exp(-80) counts for nothing.
 GREATEST_EXPONENT = 80.0
 

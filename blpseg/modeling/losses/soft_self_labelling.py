@@ -8,10 +8,9 @@ import torch
 from detectron2.config import CfgNode, configurable
 
 from ..outputs import Outputs, Targets
-from .loss import LOSS_REGISTRY, Loss, require_positive
+from ..registry import keywords
+from .loss import LOSS_REGISTRY, Loss
 from .potts import colors_of, grid_of, ratio, seeds_of
-
-__all__ = ["SoftSelfLabelling"]
 
 
 @LOSS_REGISTRY.register()
@@ -44,20 +43,12 @@ class SoftSelfLabelling(Loss):
             pixel_std: what 0..255 channels were divided by when the images were normalised.
         """
         super().__init__()
-        require_positive("SOFT_SELF_LABELLING", SIGMA_RGB=sigma_rgb, STEPS=steps, STEP_SIZE=step_size)
         self.potts_weight, self.sigma_rgb, self.steps, self.step_size = potts_weight, sigma_rgb, steps, step_size
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        section = cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING
-        return {
-            "potts_weight": section.POTTS_WEIGHT,
-            "sigma_rgb": section.SIGMA_RGB,
-            "steps": section.STEPS,
-            "step_size": section.STEP_SIZE,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        return {**keywords(cfg.MODEL.BLPSEG.SOFT_SELF_LABELLING), "pixel_std": cfg.MODEL.PIXEL_STD}
 
     def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))

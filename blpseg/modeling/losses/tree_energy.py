@@ -13,10 +13,9 @@ from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from scipy.sparse.linalg import spsolve_triangular
 
 from ..outputs import Outputs, Targets
-from .loss import LOSS_REGISTRY, Loss, require_positive
+from ..registry import keywords
+from .loss import LOSS_REGISTRY, Loss
 from .potts import colors_of, grid_of, ratio
-
-__all__ = ["TreeEnergy", "tree_filter"]
 
 
 @LOSS_REGISTRY.register()
@@ -45,12 +44,11 @@ class TreeEnergy(Loss):
             sigma: length that colours count in, of squared distances of normalised colours.
         """
         super().__init__()
-        require_positive("TREE_ENERGY", SIGMA=sigma)
         self.sigma = sigma
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {"sigma": cfg.MODEL.BLPSEG.TREE_ENERGY.SIGMA}
+        return keywords(cfg.MODEL.BLPSEG.TREE_ENERGY)
 
     def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))

@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  make demo && python research/readme_picture.py output/demo/photos docs/demo.jpg",
+        epilog="example:\n  make demo && python docs/figures/readme_picture.py output/demo/photos docs/demo.jpg",
     )
     parser.add_argument("folder", help="with *_panels.png")
     parser.add_argument("output", help="JPEG to write")

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("config", "backbone weights", "parameters M", "image", "multiply-adds G", "s / training image",
            "s / test image", "memory GiB")  # fmt: skip
 IMAGES = 2  # of the measured step: batch statistics need more than one
@@ -25,7 +25,7 @@ core: of a training step on {IMAGES} images, divided by {IMAGES}, and of a forwa
 process's highest during that step.
 
 example:
-  python research/model_zoo.py configs/*/blpseg_lite.yaml
+  python docs/figures/model_zoo.py configs/*/blpseg_lite.yaml
 """,
     )
     parser.add_argument("configs", nargs="*", metavar="FILE", help="default: every config in configs/")
