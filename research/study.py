@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 from blpseg import get_cfg
 from blpseg.checkpoint import provenance
 from blpseg.utils.errors import BLPSegError, describe
-from blpseg.utils.files import lock_file, write_bytes_atomic
+from blpseg.utils.files import lock_file, write_bytes_atomic, write_csv
 from blpseg.utils.parallel import die_with
 from blpseg.utils.yaml_files import read_yaml
 
@@ -168,12 +167,9 @@ def read_rows(path: str) -> dict[Key, list[dict[str, str]]]:
 
 
 def write_rows(path: str, rows: list[dict]) -> None:
-    """Write a CSV file in one step."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes_atomic(path, text.getvalue().encode())
+    """Write a CSV file with a column for every key."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_csv(path, [columns, *([row.get(column) for column in columns] for row in rows)])
 
 
 def run_study(study: Study, output: str, *, jobs: int = 1, threads: int = 1, command: Sequence[str] = TRAIN) -> int:

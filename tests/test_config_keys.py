@@ -41,6 +41,7 @@ VALUES = [
     ("MODEL.DEVICE", "gpu", "cuda"),
     ("MODEL.DEVICE", "cuda:x", "cuda:N"),
     ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0, "from 1 to 254"),
+    ("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 0, "from 1 to 64"),
     ("MODEL.PIXEL_STD", [0.0, 1.0, 1.0], "above 0"),
     ("MODEL.BLPSEG.LAM.SIGMA", -1.0, "above 0"),
     ("MODEL.BLPSEG.LAM.SIGMA", float("nan"), "finite"),

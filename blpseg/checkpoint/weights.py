@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -94,15 +96,13 @@ def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -
     )
 
 
-class _quiet:
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
     """Detectron2's matching prints a table of every weight; one line of ours replaces it."""
-
-    def __init__(self, name: str):
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self):
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_):
-        self.logger.setLevel(self.level)
+    chatty = logging.getLogger(name)
+    level = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        chatty.setLevel(level)

@@ -14,7 +14,7 @@ from ..scribbles.vocabulary import Vocabulary, load_vocabulary
 from ..utils.errors import BLPSegError
 from ..utils.files import IMAGE_EXTENSIONS, image_size, index_folder, write_bytes_atomic
 from ..utils.palette import distinct_colors
-from ..utils.yaml_files import read_config, read_yaml
+from ..utils.yaml_files import merge_mappings, read_config, read_yaml
 
 CONFIG = "config.yaml"
 _TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
@@ -163,7 +163,7 @@ def set_classes(path: str | os.PathLike, classes: Sequence[str]) -> None:
         raise BLPSegError(f"{path}: sets no DATASETS.FOLDER.CLASSES itself; add the class where they stand")
     folder["CLASSES"] = list(classes)
     folder["COLORS"] = [list(color) for color in [*colors, *distinct_colors(len(classes))[len(known) :]]]
-    _merge(content, {"MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": len(classes)}}})
+    merge_mappings({"MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": len(classes)}}}, content, str(path))
     _write_config(path, content)
 
 
@@ -177,10 +177,13 @@ def _new_config(root: Path, classes: list[str], evaluated: bool) -> dict:
         "COLORS": [list(color) for color in distinct_colors(len(classes))],
         "SKIP_UNANNOTATED": True,
     }
-    _merge(config, {"DATASETS": {"FOLDER": folder, "TRAIN": f'("{name}_train",)'}})
-    config["DATASETS"]["TEST"] = f'("{name}_val",)' if evaluated else "()"
-    _merge(config, {"MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": len(classes)}}})
-    config["OUTPUT_DIR"] = str(root.resolve() / "models")
+    test = f'("{name}_val",)' if evaluated else "()"
+    own = {
+        "DATASETS": {"FOLDER": folder, "TRAIN": f'("{name}_train",)', "TEST": test},
+        "MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": len(classes)}},
+        "OUTPUT_DIR": str(root.resolve() / "models"),
+    }
+    merge_mappings(own, config, _TEMPLATE)
     return config
 
 
@@ -245,14 +248,6 @@ def _is_color(color: object) -> bool:
         and len(color) == 3
         and all(isinstance(v, int) and 0 <= v <= 255 for v in color)
     )
-
-
-def _merge(into: dict, other: Mapping) -> None:
-    for key, value in other.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _write_config(path: Path, config: Mapping) -> None:

@@ -192,5 +192,3 @@ def _check(section: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> None:
         raise BLPSegError(
             f"config: MODEL.SEM_SEG_HEAD.LOSS_WEIGHT {section.LOSS_WEIGHT}: weigh each loss in MODEL.BLPSEG.LOSSES"
         )
-    if section.COMMON_STRIDE < 1:
-        raise BLPSegError(f"config: MODEL.SEM_SEG_HEAD.COMMON_STRIDE must be >= 1; got {section.COMMON_STRIDE}")

@@ -124,7 +124,7 @@ class TimmBackbone(PaddedToStride):
         return {k: maps[i].movedim(-1, 1) if self._channels_last else maps[i] for k, i in self._indices.items()}
 
 
-class FeaturePyramid(Backbone):
+class FeaturePyramid(PaddedToStride):
     """Levels at strides 4 to 32 from the one level of a plain transformer, with Detectron2's SimpleFeaturePyramid.
 
     That class calls them p2.. and states its padding under a misspelled key; here they are res2.. as everywhere.
@@ -159,12 +159,8 @@ class FeaturePyramid(Backbone):
         return {name.replace("p", "res"): x for name, x in self.pyramid(images).items()}
 
     @property
-    def size_divisibility(self) -> int:
-        return max(self._out_feature_strides.values())
-
-    @property
     def padding_constraints(self) -> dict[str, int]:
-        return {"size_divisibility": self.size_divisibility, "square_size": self._square_pad}
+        return {**super().padding_constraints, "square_size": self._square_pad}
 
 
 @BACKBONE_REGISTRY.register()

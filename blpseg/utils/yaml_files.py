@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import yaml
 
@@ -102,17 +103,19 @@ def _read_with_base(path: str, above: tuple[str, ...], read: list[str]) -> dict:
             base_path = os.path.normpath(base_path)
             if not os.path.isfile(base_path):
                 raise BLPSegError(f"{path}: its _BASE_ {base!r} is missing: no such file {base_path}")
-        _merge_mappings(_read_with_base(base_path, (*above, path), read), merged, path)
-    _merge_mappings(node, merged, path)
+        merge_mappings(_read_with_base(base_path, (*above, path), read), merged, path)
+    merge_mappings(node, merged, path)
     return merged
 
 
-def _merge_mappings(upper: dict, lower: dict, path: str) -> None:
+def merge_mappings(upper: Mapping, lower: dict, path: str) -> None:
+    """Put the values of ``upper``, of the file ``path``, into ``lower``. Raises BLPSegError if a mapping would
+    replace a value."""
     for key, value in upper.items():
         if isinstance(value, dict) and key in lower:
             if not isinstance(lower[key], dict):
                 raise BLPSegError(f"{path}: {key} is a mapping here and a value in its _BASE_")
-            _merge_mappings(value, lower[key], path)
+            merge_mappings(value, lower[key], path)
         else:
             lower[key] = value
 

@@ -98,7 +98,6 @@ def test_in_features_choose_levels(tiny_cfg):
         (["IN_FEATURES", ["p2"]], "IN_FEATURES names p2, but the backbone gives res2, res5"),
         (["IGNORE_VALUE", 254], "IGNORE_VALUE is 255"),
         (["LOSS_WEIGHT", 2.0], "LOSS_WEIGHT 2.0: weigh each loss in MODEL.BLPSEG.LOSSES"),
-        (["COMMON_STRIDE", 0], "COMMON_STRIDE must be"),
         (["NAME", "UNet"], "'UNet' is unknown; choose among .*BLPSegHead.*SemSegFPNHead"),
         (["NAME", "DeepLabV3PlusHead", "PROJECT_CHANNELS", [8, 8]], "cannot be built: Expected 1 project_channels"),
         (["NAME", "DeepLabV3Head", "IN_FEATURES", ["res5"]], "no features for the annotation head"),
