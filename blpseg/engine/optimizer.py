@@ -51,8 +51,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
     """L2 norm over all gradients, a scalar tensor on their device; NaN or infinite if any of them is."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _clip_before_steps(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
