@@ -152,12 +152,6 @@ def export(model: BLPSeg, path: str, *, class_names: Sequence[str] = (), image_f
     return worst
 
 
-def load_exported(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Read a file that :func:`export` wrote, for the CPU: a function (1, 3, H, W) float32 -> (1, C, H, W) float32."""
-    with open(path, "rb") as file:
-        return _runner(os.path.splitext(path)[1], file.read())
-
-
 def _runner(kind: str, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     if kind == ".onnx":
         try:
