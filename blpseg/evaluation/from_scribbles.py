@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from scipy.sparse import csr_matrix
 
 from ..utils.errors import BLPSegError
 from ..utils.files import image_size, read_label
@@ -27,7 +28,27 @@ LOG_ODDS = (0, 2, 4)  # few: in finer strata the head's doubt about the class co
 STRATA = (len(DISTANCES) + 1) * (len(LOG_ODDS) + 1)
 PRIOR_PIXELS = 20  # a stratum of so many pixels has half its probability from all strata together
 LARGEST_WEIGHT = 50.0  # of a pixel, in units of the mean
+# An image of so many annotated pixels counts half by its own errors, half by those of all images. Its own alone make
+# too little of the places where nobody draws, all images alone too much of small objects, which are drawn over densely
+# (on VOC photographs and CamVid; research/RESULTS.md).
+SHARED_PIXELS = 3000
 RESAMPLES = 200
+
+
+class Counts(NamedTuple):
+    """What is counted in an image.
+
+    Attributes:
+        areas: (C,) int64 pixels of each predicted class.
+        there: (STRATA,) int64 pixels of each stratum.
+        cells: (K, 3) int64, prediction, label and stratum of annotated pixels, each combination once.
+        pixels: (K,) int64, how many there are of each combination.
+    """
+
+    areas: np.ndarray
+    there: np.ndarray
+    cells: np.ndarray
+    pixels: np.ndarray
 
 
 def strata(prediction: np.ndarray, annotated: np.ndarray | None) -> np.ndarray:
@@ -40,28 +61,51 @@ def strata(prediction: np.ndarray, annotated: np.ndarray | None) -> np.ndarray:
     return np.digitize(np.log(odds / (1 - odds)), LOG_ODDS) * (len(DISTANCES) + 1) + distance
 
 
-def estimate_confusion(pixels: np.ndarray, annotated: np.ndarray) -> np.ndarray:
+class ConfusionEstimate:
     """The confusion of all pixels, from those that annotators labelled.
 
-    Each annotated pixel is weighted by the inverse of its probability of being annotated, which is the annotated share
-    of its stratum (Horvitz & Thompson 1952); the weights are clipped. Each row is then scaled to the pixels of that
-    prediction, whose number is known.
+    Each annotated pixel has the weight w = 1 / P(annotated), where P is the annotated share of its stratum (Horvitz &
+    Thompson 1952) and w is clipped. So an image i, and all images together, have a distribution of labels for each
+    prediction k. The estimate adds up, over images,
 
-    Args:
-        pixels: (C, STRATA) all pixels by prediction and stratum.
-        annotated: (C, C, STRATA) annotated pixels by prediction, label and stratum.
+        A_ik (a_i F_ik + (1 - a_i) F_k),    a_i = n_i / (n_i + SHARED_PIXELS (1 - n_i / N_i))
 
-    Returns:
-        (C, C) float64 pixels, [prediction, label]. A prediction without an annotated pixel has an empty row.
+    with A_ik the pixels of image i that are predicted as k, F_ik and F_k the weighted distributions, n_i of the image's N_i
+    pixels annotated. A prediction without an annotated pixel in an image has F_k there.
     """
-    taken, there = annotated.sum(axis=(0, 1)), pixels.sum(axis=0)
-    mean = taken.sum() / max(there.sum(), 1)
-    probability = (taken + PRIOR_PIXELS * mean) / (there + PRIOR_PIXELS)
-    weight = 1 / np.maximum(probability, mean / LARGEST_WEIGHT) if mean else np.zeros_like(probability)
-    confusion = annotated @ weight
-    rows = confusion.sum(axis=1, keepdims=True)
-    scale = pixels.sum(axis=1, keepdims=True) / np.where(rows > 0, rows, 1)
-    return confusion * scale
+
+    def __init__(self, images: Sequence[Counts]):
+        self._areas = np.stack([image.areas for image in images])  # (images, C)
+        self._there = np.stack([image.there for image in images])
+        self._of = np.repeat(np.arange(len(images)), [len(image.pixels) for image in images])
+        self._prediction, self._label, self._stratum = np.concatenate([image.cells for image in images]).T
+        self._pixels = np.concatenate([image.pixels for image in images]).astype(float)
+        taken = np.bincount(self._of, self._pixels, minlength=len(images))
+        self._own = taken / (taken + SHARED_PIXELS * (1 - taken / self._there.sum(axis=1)))
+
+    def __call__(self, times: np.ndarray) -> np.ndarray:
+        """(images,) how often each image counts -> (C, C) float64 pixels, [prediction, label]. A prediction of which no
+        image has an annotated pixel has an empty row."""
+        count, classes = self._areas.shape
+        counted = times[self._of] * self._pixels
+        taken, there = np.bincount(self._stratum, counted, minlength=STRATA), times @ self._there
+        mean = taken.sum() / there.sum()
+        probability = (taken + PRIOR_PIXELS * mean) / (there + PRIOR_PIXELS)
+        weight = (1 / np.maximum(probability, mean / LARGEST_WEIGHT))[self._stratum]
+
+        def add(cell, values, size):
+            return np.bincount(cell, values, minlength=size)
+
+        cell = self._prediction * classes + self._label
+        shared = add(cell, counted * weight, classes**2).reshape(classes, classes)
+        shared /= np.maximum(shared.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        row = self._of * classes + self._prediction
+        mass = add(row, self._pixels * weight, count * classes)
+        # What image i has of row k by itself; the rest of its A_ik follows F_k.
+        own = times[:, None] * self._own[:, None] * self._areas * (mass > 0).reshape(count, classes)
+        by_itself = add(cell, own.ravel()[row] * self._pixels * weight / mass[row], classes**2)
+        rest = times @ self._areas - own.sum(axis=0)
+        return by_itself.reshape(classes, classes) + rest[:, None] * shared
 
 
 def _ious(confusion: np.ndarray) -> np.ndarray:
@@ -76,7 +120,7 @@ class ScribbleEvaluator(DatasetEvaluator):
     """An estimate of the mIoU from the strokes of images, with an interval.
 
     Plain accuracy on annotated pixels flatters: people scribble in the middle of things, where a model is right. Here
-    each annotated pixel stands for those that are as seldom annotated, see :func:`estimate_confusion`. What says how
+    each annotated pixel stands for those that are as seldom annotated, see :class:`ConfusionEstimate`. What says how
     seldom is BLPSeg's annotation head and the distance to the boundary of the predicted segment, calibrated on the
     images themselves: which of their pixels are annotated is known. The estimate is biased where, at equal strata,
     people avoid what the model gets wrong; a class without a stroke is left out.
@@ -99,9 +143,7 @@ class ScribbleEvaluator(DatasetEvaluator):
         return cls(dataset_name)
 
     def reset(self) -> None:
-        # An image's (cells, counts) of all and of annotated pixels; a cell is its place in the arrays of
-        # estimate_confusion.
-        self._images: dict[str, tuple[tuple, tuple]] = {}
+        self._images: dict[str, Counts] = {}
 
     def check_labels(self) -> None:
         """Read every label as :meth:`process` will.
@@ -138,7 +180,6 @@ class ScribbleEvaluator(DatasetEvaluator):
         Raises:
             BLPSegError: the label is not of the image's size or has values beyond the classes.
         """
-        classes = len(self._classes)
         for x, output in zip(inputs, outputs, strict=True):
             prediction = class_map(output["sem_seg"]).cpu().numpy()
             label = self._read(x["file_name"], prediction.shape)
@@ -147,10 +188,10 @@ class ScribbleEvaluator(DatasetEvaluator):
                 continue  # nobody worked on this image
             annotated = output["annotated"].cpu().numpy() if "annotated" in output else None
             stratum = strata(prediction, annotated)
-            prediction = prediction.astype(np.int64)
-            cells = prediction * STRATA + stratum
-            labelled = (prediction[drawn] * classes + label[drawn]) * STRATA + stratum[drawn]
-            self._images[x["file_name"]] = tuple(np.unique(c, return_counts=True) for c in (cells, labelled))
+            cells = np.stack([prediction[drawn], label[drawn], stratum[drawn]], axis=1).astype(np.int64)
+            areas = np.bincount(prediction.ravel(), minlength=len(self._classes))
+            there = np.bincount(stratum.ravel(), minlength=STRATA)
+            self._images[x["file_name"]] = Counts(areas, there, *np.unique(cells, axis=0, return_counts=True))
 
     def evaluate(self) -> OrderedDict | None:
         """``{"scribbles": {"mIoU", "mIoU_low", "mIoU_high", "mIoU_annotated_pixels", "IoU-<class>", ...}}``, percent.
@@ -167,38 +208,19 @@ class ScribbleEvaluator(DatasetEvaluator):
         if not images:
             raise BLPSegError(f"data set {self._name}: no annotated pixel to evaluate on")
         ordered = [images[name] for name in sorted(images)]
-        classes = len(self._classes)
-        pixels = _Counts([counts for counts, _ in ordered], (classes, STRATA))
-        annotated = _Counts([counts for _, counts in ordered], (classes, classes, STRATA))
-        every = np.ones(len(ordered))
-        ious = _ious(estimate_confusion(pixels.total(every), annotated.total(every)))
-        plain = _ious(annotated.total(every).sum(axis=2))
-        rng = np.random.default_rng(0)
-        draws = rng.multinomial(len(ordered), every / len(ordered), size=RESAMPLES)
-        means = [np.nanmean(_ious(estimate_confusion(pixels.total(n), annotated.total(n)))) for n in draws]
+        estimate, every = ConfusionEstimate(ordered), np.ones(len(ordered))
+        ious = _ious(estimate(every))
+        plain = np.zeros((len(self._classes), len(self._classes)))
+        for image in ordered:
+            np.add.at(plain, (image.cells[:, 0], image.cells[:, 1]), image.pixels)
+        draws = np.random.default_rng(0).multinomial(len(ordered), every / len(ordered), size=RESAMPLES)
+        means = [np.nanmean(_ious(estimate(times))) for times in draws]
         low, high = np.percentile(means, (2.5, 97.5))
         result = OrderedDict(
-            mIoU=np.nanmean(ious), mIoU_low=low, mIoU_high=high, mIoU_annotated_pixels=np.nanmean(plain)
+            mIoU=np.nanmean(ious), mIoU_low=low, mIoU_high=high, mIoU_annotated_pixels=np.nanmean(_ious(plain))
         )
         result |= {f"IoU-{name}": iou for name, iou in zip(self._classes, ious, strict=True)}
         missing = [name for name, iou in zip(self._classes, ious, strict=True) if np.isnan(iou)]
         if missing:
             logger.warning(f"{self._name}: no stroke of {', '.join(missing)}; the mIoU leaves them out")
         return OrderedDict(scribbles={key: float(100 * value) for key, value in result.items()})
-
-
-class _Counts:
-    """Counts of images in the cells of an array, of which few are used."""
-
-    def __init__(self, images: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, ...]):
-        self._shape = shape
-        self._cells, columns = np.unique(np.concatenate([cells for cells, _ in images]), return_inverse=True)
-        starts = np.cumsum([0, *(len(cells) for cells, _ in images)])
-        counts = np.concatenate([n for _, n in images]).astype(float)
-        self._table = csr_matrix((counts, columns, starts), shape=(len(images), len(self._cells)))
-
-    def total(self, times: np.ndarray) -> np.ndarray:
-        """The sum over images, each taken so many times: float64 of the array's shape."""
-        total = np.zeros(self._shape)
-        total.reshape(-1)[self._cells] = times @ self._table
-        return total

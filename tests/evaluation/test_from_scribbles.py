@@ -9,42 +9,61 @@ import torch
 
 from blpseg.data.datasets import load_records, split_records
 from blpseg.evaluation import build_evaluator, evaluate
-from blpseg.evaluation.from_scribbles import LARGEST_WEIGHT, PRIOR_PIXELS, estimate_confusion, strata
+from blpseg.evaluation.from_scribbles import (
+    LARGEST_WEIGHT,
+    PRIOR_PIXELS,
+    SHARED_PIXELS,
+    STRATA,
+    ConfusionEstimate,
+    Counts,
+    strata,
+)
 from blpseg.utils.errors import BLPSegError
 
-CLASSES, STRATA = 3, 4
+CLASSES, LEVELS = 3, 4  # the strata used here
 
 
-def confusion_by_loop(prediction, label, stratum):
-    """The estimate, a pixel at a time; label -1 = not annotated."""
-    there, taken = [0] * STRATA, [0] * STRATA
-    for y, s in zip(label, stratum, strict=True):
-        there[s] += 1
-        taken[s] += y >= 0
+def confusion_by_loop(images):
+    """The estimate, a pixel at a time, of (prediction, label, stratum) lists; label -1 = not annotated."""
+    there, taken = [0] * LEVELS, [0] * LEVELS
+    for _, label, stratum in images:
+        for y, s in zip(label, stratum, strict=True):
+            there[s] += 1
+            taken[s] += y >= 0
     mean = sum(taken) / sum(there)
     probability = [(n + PRIOR_PIXELS * mean) / (m + PRIOR_PIXELS) for n, m in zip(taken, there, strict=True)]
-    confusion = [[0.0] * CLASSES for _ in range(CLASSES)]
-    for p, y, s in zip(prediction, label, stratum, strict=True):
-        if y >= 0:
-            confusion[p][y] += min(1 / probability[s], LARGEST_WEIGHT / mean)
-    for p, row in enumerate(confusion):
-        pixels, total = sum(q == p for q in prediction), sum(row)
-        for y in range(CLASSES):
-            row[y] *= pixels / total if total else 0
+
+    def distribution(some, k):
+        """Weighted shares of the labels among the annotated pixels that are predicted as k; zeros without any."""
+        mass = [0.0] * CLASSES
+        for prediction, label, stratum in some:
+            for p, y, s in zip(prediction, label, stratum, strict=True):
+                if p == k and y >= 0:
+                    mass[y] += min(1 / probability[s], LARGEST_WEIGHT / mean)
+        return [m / sum(mass) if sum(mass) else 0.0 for m in mass]
+
+    confusion = np.zeros((CLASSES, CLASSES))
+    for image in images:
+        annotated = sum(y >= 0 for y in image[1])
+        share = annotated / (annotated + SHARED_PIXELS * (1 - annotated / len(image[1])))
+        for k in range(CLASSES):
+            area, own, shared = image[0].count(k), distribution([image], k), distribution(images, k)
+            for y in range(CLASSES):
+                mixed = share * own[y] + (1 - share) * shared[y] if sum(own) else shared[y]
+                confusion[k, y] += area * mixed
     return confusion
 
 
 def counted(prediction, label, stratum):
-    pixels, annotated = np.zeros((CLASSES, STRATA)), np.zeros((CLASSES, CLASSES, STRATA))
-    np.add.at(pixels, (prediction, stratum), 1)
     drawn = label >= 0
-    np.add.at(annotated, (prediction[drawn], label[drawn], stratum[drawn]), 1)
-    return pixels, annotated
+    cells = np.stack([prediction[drawn], label[drawn], stratum[drawn]], axis=1)
+    areas, there = np.bincount(prediction, minlength=CLASSES), np.bincount(stratum, minlength=STRATA)
+    return Counts(areas, there, *np.unique(cells, axis=0, return_counts=True))
 
 
 def population(rng, count, rates):
     """Pixels of which those of a low stratum are seldom right and seldom annotated."""
-    stratum = rng.integers(0, STRATA, count)
+    stratum = rng.integers(0, LEVELS, count)
     label = rng.choice(CLASSES, count, p=[0.6, 0.3, 0.1])
     wrong = rng.random(count) < np.array([0.5, 0.3, 0.1, 0.02])[stratum]
     prediction = np.where(wrong, rng.integers(0, CLASSES, count), label)
@@ -54,9 +73,14 @@ def population(rng, count, rates):
 
 def test_confusion_agrees_with_a_plain_loop():
     rng = np.random.default_rng(0)
-    prediction, _, label, stratum = population(rng, 400, [0.01, 0.1, 0.3, 0.6])
-    expected = confusion_by_loop(prediction.tolist(), label.tolist(), stratum.tolist())
-    np.testing.assert_allclose(estimate_confusion(*counted(prediction, label, stratum)), expected, rtol=1e-12)
+    images = [population(rng, n, [0.01, 0.1, 0.3, 0.6]) for n in (300, 200, 50)]
+    images[2][0][:] = 2  # a prediction that is annotated in some images only
+    images = [(p, label, s) for p, _, label, s in images]
+    expected = confusion_by_loop([tuple(x.tolist() for x in image) for image in images])
+    estimate = ConfusionEstimate([counted(*image) for image in images])
+    np.testing.assert_allclose(estimate(np.ones(3)), expected, rtol=1e-12)
+    twice = ConfusionEstimate([counted(*image) for image in (*images, images[1])])
+    np.testing.assert_allclose(estimate(np.array([1, 2, 1])), twice(np.ones(4)), rtol=1e-12)
 
 
 def ious(confusion):
@@ -65,11 +89,15 @@ def ious(confusion):
 
 def test_population_is_found_again_where_plain_accuracy_flatters():
     rng = np.random.default_rng(1)
-    prediction, truth, label, stratum = population(rng, 400_000, [0.01, 0.03, 0.1, 0.3])
-    pixels, annotated = counted(prediction, label, stratum)
-    true = ious(counted(prediction, truth, stratum)[1].sum(2)).mean()
-    assert ious(annotated.sum(2)).mean() > true + 0.1
-    assert ious(estimate_confusion(pixels, annotated)).mean() == pytest.approx(true, abs=0.01)
+    images, true, plain = [], np.zeros((CLASSES, CLASSES)), np.zeros((CLASSES, CLASSES))
+    for _ in range(20):
+        prediction, truth, label, stratum = population(rng, 20_000, [0.01, 0.03, 0.1, 0.3])
+        images.append(counted(prediction, label, stratum))
+        np.add.at(true, (prediction, truth), 1)
+        np.add.at(plain, (prediction[label >= 0], label[label >= 0]), 1)
+    expected = ious(true).mean()
+    assert ious(plain).mean() > expected + 0.1
+    assert ious(ConfusionEstimate(images)(np.ones(20))).mean() == pytest.approx(expected, abs=0.01)
 
 
 def test_strata_tell_distances_and_odds_apart():
