@@ -70,8 +70,8 @@ class ConfusionEstimate:
 
         A_ik (a_i F_ik + (1 - a_i) F_k),    a_i = n_i / (n_i + SHARED_PIXELS (1 - n_i / N_i))
 
-    with A_ik the pixels of image i that are predicted as k, F_ik and F_k the weighted distributions, n_i of the image's N_i
-    pixels annotated. A prediction without an annotated pixel in an image has F_k there.
+    with A_ik the pixels of image i that are predicted as k, F_ik and F_k the weighted distributions, and n_i of the
+    image's N_i pixels annotated. A prediction without an annotated pixel in an image has F_k there.
     """
 
     def __init__(self, images: Sequence[Counts]):
