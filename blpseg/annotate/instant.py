@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 STRIDE = 4  # of the grid that class maps are computed on, working pixels
-_SIDES = (
-    640,
-    800,
-)  # the longer side of a working picture: smaller photos are enlarged, by 4 at most, larger ones reduced
+# The longer side of a working picture: smaller photos are enlarged, by 4 at most, larger ones reduced.
+_SIDES = 640, 800
 _LARGEST_SCALE = 4.0
 _PIXELS = 3000  # of the strokes that the regression is fitted to
 _ITERATIONS = 40
 _DECAY = 1e-3
 _RADIUS, _EPSILON = 4, 1e-4  # of the guided filter: grid cells, variance of a channel in 0..1
-_TRUST = 0.5  # weight of a trained model's log probabilities against the regression's
+_TRUST = 0.25  # weight of a trained model's log probabilities against the regression's, where strokes agree with it
+# Share of the stroke pixels; the regression alone makes hardly any there, and is better than a model that does.
+_MOST_ERRORS = 0.1
 _LEAST_LOG = -6.0  # they are cut off here: a trained model can be sure and wrong
-_ANCHORS, _ANCHOR_WEIGHT = 1000, 0.3  # cells that shall stay as the trained model has them; all strokes weigh 1
+_ANCHORS, _ANCHOR_WEIGHT = 1000, 0.1  # cells that shall stay as the trained model has them; all strokes weigh 1
 _IN_MEMORY = 8  # photos
 _FORMAT = 1  # of the files of features; another number makes them anew
 
@@ -62,6 +62,7 @@ class Features:
         grid: (rows, columns) of the grid.
         guide: (rows, columns, 3) float32, the photo on the grid, 0..1.
         log_model: (classes, rows, columns) log probabilities of the trained model, or None.
+        decoded: (D, rows, columns) float32, its decoder's features, every position of unit length, or None.
     """
 
     image: np.ndarray
@@ -69,6 +70,7 @@ class Features:
     grid: tuple[int, int]
     guide: np.ndarray
     log_model: np.ndarray | None = None
+    decoded: np.ndarray | None = None
 
 
 class Instant:
@@ -115,12 +117,7 @@ class Instant:
             return label, "none"
         with self._lock:
             features = self.features(photo, model)
-            if features.log_model is None:
-                classes, offset = drawn, None
-            else:
-                classes = np.arange(len(features.log_model))
-                offset = _TRUST * np.maximum(features.log_model, _LEAST_LOG)
-            logits = join(features, label, classes, offset)
+            logits, classes = join(features, label)
         prediction = guided(features, logits, classes)
         prediction[label != UNANNOTATED] = label[label != UNANNOTATED]
         return prediction, "both" if len(drawn) and model else "model" if model else "strokes"
@@ -191,43 +188,66 @@ def working_picture(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def join(features: Features, label: np.ndarray, classes: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
-    """Logits on the grid, (len(classes), rows, columns), from strokes and a trained model.
+def join(features: Features, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class logits on the grid from strokes and, where there is one, a trained model.
 
     Args:
         features: of the photo.
         label: (H, W) uint8 strokes, 255 = not annotated.
-        classes: class numbers, ascending; all that ``label`` has.
-        offset: logits to start from, (len(classes), rows, columns); None for zeros.
+
+    Returns:
+        logits (K, rows, columns), and the K class numbers, ascending: those drawn, or all that the model knows.
     """
     rows, columns = np.nonzero(label != UNANNOTATED)
-    if offset is None:
-        offset = np.zeros((len(classes), *features.grid), np.float32)
-    if not len(rows) or len(classes) == 1:
-        return offset
+    classes = np.unique(label[rows, columns])
     if len(rows) > _PIXELS:
         chosen = np.random.default_rng(0).permutation(len(rows))[:_PIXELS]
         rows, columns = rows[chosen], columns[chosen]
-    target = np.searchsorted(classes, label[rows, columns])
     place = [(index + 0.5) / size * cells for index, size, cells in
              zip((rows, columns), label.shape, features.grid, strict=True)]  # fmt: skip
+    drawn, known = label[rows, columns], features.log_model
+    agreement = _agreement(known, drawn, place) if known is not None else 0.0
+    if agreement:
+        classes = np.arange(len(known))
+        offset = agreement * _TRUST * np.maximum(known, _LEAST_LOG)
+    else:
+        offset = np.zeros((len(classes), *features.grid), np.float32)
+    if not len(rows) or len(classes) == 1:
+        return offset, classes
+    levels = features.levels
+    if agreement and features.decoded is not None:
+        levels = [*levels, (1, agreement * features.decoded)]
+    target = np.searchsorted(classes, drawn)
     share = 1 / np.bincount(target)[target] / len(np.unique(target))  # classes count alike
-    if features.log_model is not None:
+    if agreement:
         # Without them a single stroke, all of one class, would draw the whole photo to itself.
         anchors = np.random.default_rng(0).integers(0, np.prod(features.grid), _ANCHORS)
         cells = np.unravel_index(anchors, features.grid)
         place = [np.concatenate([p, c + 0.5]) for p, c in zip(place, cells, strict=True)]
-        target = np.concatenate([target, features.log_model.argmax(axis=0)[cells]])
-        share = np.concatenate([share, np.full(_ANCHORS, _ANCHOR_WEIGHT / _ANCHORS)])
-    samples = np.concatenate([_sample(level, place, factor) for factor, level in features.levels], axis=1)
+        target = np.concatenate([target, known.argmax(axis=0)[cells]])
+        share = np.concatenate([share, np.full(_ANCHORS, agreement * _ANCHOR_WEIGHT / _ANCHORS)])
+    samples = np.concatenate([_sample(level, place, factor) for factor, level in levels], axis=1)
     weights, bias = fit(samples, target, len(classes), share, _sample(offset, place))
     logits = offset + bias[:, None, None]
     first = 0
-    for factor, level in features.levels:
+    for factor, level in levels:
         part = np.tensordot(weights[first : first + len(level)].T, level, axes=1)
         logits = logits + _enlarge(part, factor, features.grid)
         first += len(level)
-    return logits
+    return logits, classes
+
+
+def _agreement(log_model: np.ndarray, drawn: np.ndarray, place: Sequence[np.ndarray]) -> float:
+    """How far strokes bear a trained model out: 1 where every stroke pixel is of the class that it predicts, 0 where
+    :data:`_MOST_ERRORS` of them are not, drawn classes counting alike.
+
+    It is 1 before two classes are drawn, for strokes of one class say nothing of the others.
+    """
+    classes = np.unique(drawn)
+    if len(classes) < 2:
+        return 1.0
+    wrong = _sample(log_model, place).argmax(axis=1) != drawn
+    return max(0.0, 1 - float(np.mean([wrong[drawn == c].mean() for c in classes])) / _MOST_ERRORS)
 
 
 def fit(
@@ -332,7 +352,7 @@ def _add_model(features: Features, path: str, classes: int) -> None:
     if arrays is None or len(arrays["log_probability"]) > classes:
         return
     decoded = _to_grid(arrays["features"], features.grid)
-    features.levels.append((1, decoded / np.maximum(np.linalg.norm(decoded, axis=0), 1e-6)))
+    features.decoded = decoded / np.maximum(np.linalg.norm(decoded, axis=0), 1e-6)
     known = _to_grid(arrays["log_probability"], features.grid)
     features.log_model = np.concatenate([known, np.full((classes - len(known), *features.grid), _LEAST_LOG)])
 

@@ -1,5 +1,7 @@
 """The instant model: the regression, the way to the photo's pixels, and real photographs."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -67,7 +69,8 @@ def test_strokes_are_what_they_say_and_the_rest_follows():
     coarse = cv2.resize((truth == 4).astype(np.float32), (16, 12), interpolation=cv2.INTER_AREA)
     level = np.stack([coarse, rng.normal(0, 0.1, coarse.shape)]).astype(np.float32)
     features = Features(np.zeros((48, 64, 3), np.uint8), [(1, level)], (12, 16), np.zeros((12, 16, 3), np.float32))
-    logits = join(features, label, np.array([0, 4]), None)
+    logits, classes = join(features, label)
+    assert list(classes) == [0, 4]
     whole = (coarse == 0) | (coarse == 1)  # cells of one class
     assert np.array_equal((logits.argmax(axis=0) == 1)[whole], coarse[whole] == 1)
 
@@ -82,8 +85,21 @@ def test_one_stroke_corrects_a_trained_model_where_it_is_wrong_and_nowhere_else(
     features = Features(np.zeros((48, 72, 3), np.uint8), [(1, level)], grid, np.zeros((*grid, 3), np.float32), known)
     label = np.full((48, 72), 255, np.uint8)
     label[20, 52:66] = 2
-    offset = instant._TRUST * np.maximum(known, instant._LEAST_LOG)
-    assert np.array_equal(join(features, label, np.arange(3), offset).argmax(axis=0), kind)
+    assert np.array_equal(join(features, label)[0].argmax(axis=0), kind)
+
+
+def test_a_model_that_strokes_of_two_classes_contradict_is_left_out():
+    grid = (12, 18)
+    level = np.random.default_rng(0).normal(size=(4, *grid)).astype(np.float32)
+    label = np.full((48, 72), 255, np.uint8)
+    label[8, 5:60], label[40, 5:60] = 0, 1
+    wrong = np.log(np.full((3, *grid), 0.05) + np.array([0, 0, 0.85])[:, None, None])
+    plain = Features(np.zeros((48, 72, 3), np.uint8), [(1, level)], grid, np.zeros((*grid, 3), np.float32))
+    logits, classes = join(replace(plain, log_model=wrong), label)
+    assert list(classes) == [0, 1] and np.array_equal(logits, join(plain, label)[0])
+    label[40] = 255  # one class alone says nothing of the rest, which the model still knows
+    logits, classes = join(replace(plain, log_model=wrong), label)
+    assert list(classes) == [0, 1, 2] and (logits.argmax(axis=0) == 2).any()
 
 
 def test_predictions_of_a_project(project):
