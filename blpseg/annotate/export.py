@@ -116,9 +116,12 @@ def _nnunet(project: Project, folder: Path) -> list[Path]:
             label = project.rasterize(photo, project.read(photo))
             files.append(folder / "labelsTr" / f"{photo.stem}.png")
             write_png_atomic(str(files[-1]), np.where(label == UNANNOTATED, np.uint8(ignore), label))
+    labels = {"background": 0}
+    for i, name in enumerate(project.classes[1:], 1):  # it gives these two names a meaning of their own
+        labels[f"{name} {i}" if name in ("background", "ignore") else name] = i
     content = {
         "channel_names": {"0": "R", "1": "G", "2": "B"},
-        "labels": {"background" if i == 0 else name: i for i, name in enumerate(project.classes)} | {"ignore": ignore},
+        "labels": labels | {"ignore": ignore},
         "numTraining": sum(photo.count > 0 for photo in project.photos.values()),
         "file_ending": ".png",
         "overwrite_image_reader_writer": "NaturalImage2DIO",

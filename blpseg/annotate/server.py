@@ -45,6 +45,7 @@ _BROWSERS_SHOW = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/pn
 _THUMBNAIL = 160  # pixels, the longer side
 _HEADERS = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),

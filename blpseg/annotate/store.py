@@ -96,6 +96,7 @@ class Project:
             if images:
                 add_images(self.root, images)
         self._lock, self._class_lock = self._claim(), threading.Lock()
+        self._drawn: tuple[str, list[dict], np.ndarray] = "", [], np.empty(0, np.uint8)  # the photo under the pen
         self._read()
         self._load_photos()
 
@@ -215,9 +216,16 @@ class Project:
 
     def rasterize(self, photo: Photo, document: dict) -> np.ndarray:
         """The label of checked strokes: (H, W) uint8, 255 = not annotated."""
-        strokes = [(stroke["class"], _pixels(photo.name, photo, stroke), stroke["width"])
-                   for stroke in document["strokes"]]  # fmt: skip
-        return rasterize_strokes(strokes, photo.height, photo.width)
+        strokes = document["strokes"]
+        name, known, label = self._drawn
+        # Later strokes cover earlier ones, so that new ones go over what the others gave.
+        if name != photo.name or known != strokes[: len(known)]:
+            known, label = [], np.full((photo.height, photo.width), UNANNOTATED, np.uint8)
+        fresh = [(s["class"], _pixels(photo.name, photo, s), s["width"]) for s in strokes[len(known) :]]
+        drawn = rasterize_strokes(fresh, photo.height, photo.width)
+        label = np.where(drawn == UNANNOTATED, label, drawn)
+        self._drawn = photo.name, strokes, label
+        return label.copy()
 
     def _imported(self, photo: Photo) -> dict:
         strokes = []

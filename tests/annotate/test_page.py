@@ -227,6 +227,6 @@ def test_fingers_and_pen_on_a_tablet(browser, served):
     assert stored(folder)[0][-1]["class"] == 0
     before = shown(page)
     fingers.drag(b, c)  # from now on a finger moves the photo
-    page.wait_for_function("document.getElementById('status').textContent === '3 strokes, saved'")
+    status(page, "3 strokes, saved")
     assert shown(page) != before and len(stored(folder)[0]) == 3
     assert not page.faults

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient  # noqa: E402
 
 from blpseg.annotate import server  # noqa: E402
 from blpseg.annotate.server import create_app  # noqa: E402
+from blpseg.annotate.store import Project  # noqa: E402
 
 from .conftest import CLASSES, stroke  # noqa: E402
 
@@ -165,6 +166,15 @@ def test_export(client, project):
     drawn = cv2.imread(str(project.label_path(project.photo("a.jpg"))), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(sparse, np.where(drawn == 255, 3, drawn))
     assert len(list((nnunet / "imagesTr").iterdir())) == 1 and len(list((nnunet / "imagesTs").iterdir())) == 2
+
+
+def test_nnunet_has_its_own_background_and_ignore(photos, tmp_path):
+    project = Project(tmp_path / "project", photos, ["ignore", "background", "leaf"])
+    with TestClient(create_app(project), base_url=HOST) as client:
+        client.post("/api/export")
+    described = json.loads((project.root / "export/nnunet/Dataset001_scribbles/dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "background 1": 1, "leaf": 2, "ignore": 3}
+    project.close()
 
 
 def test_training_is_refused_without_two_classes(client):

@@ -39,6 +39,15 @@ def test_label_is_what_the_rasteriser_draws(project):
     }  # fmt: skip
 
 
+def test_strokes_that_come_one_by_one_give_the_same_label(project):
+    a, b = project.photo("a.jpg"), project.photo("b c.png")
+    strokes = [stroke(1, [3, 4], [70, 50], width=5), stroke(2, [60, 4], [9, 50]), stroke(0, [30, 2], [30, 40], width=1)]
+    for photo, count in ((a, 1), (a, 3), (b, 2), (a, 2), (a, 3), (a, 0), (a, 3)):
+        project.write(photo, {"strokes": strokes[:count]})
+        plain = [(s["class"], np.array(s["points"])[:, ::-1], s["width"]) for s in strokes[:count]]
+        assert np.array_equal(label_of(project, photo.name), rasterize_strokes(plain, photo.height, photo.width))
+
+
 def test_later_writer_of_two_is_refused_and_loses_nothing(project):
     photo = project.photo("a.jpg")
     first = project.write(photo, {"strokes": [stroke(1, [1, 1])], "version": 0})
@@ -57,7 +66,7 @@ def test_later_writer_of_two_is_refused_and_loses_nothing(project):
         (["class", "../x"], "none of the 3"),
         (["width", 0], "width"),
         (["width", float("nan")], "width"),
-        (["width", 501], "width"),
+        (["width", 101], "width"),
         (["points", []], "not a list of"),
         (["points", [[1, 2, 3]]], "not a list of"),
         (["points", [[1, "2"]]], "no number"),

@@ -17,6 +17,7 @@ const view = new View($('canvas'), {start: clearMessage, end: endStroke, tap: ap
 
 async function open(index) {
   if (index < 0 || index >= state.images.length || index === state.current) return;
+  const first = state.current < 0;
   state.current = index;
   const {name} = state.images[index];
   $('name').textContent = name;
@@ -33,6 +34,7 @@ async function open(index) {
     const [bitmap] = await Promise.all([api.photo(name), sheet.loaded]);
     if (state.sheet !== sheet) return;
     view.show(bitmap);
+    if (first) setWidth(Math.max(5, Math.round(Math.max(bitmap.width, bitmap.height) / 100)));
     changed(sheet);
     predict();
     rank();
@@ -125,6 +127,8 @@ function changed(sheet) {
   showHint();
 }
 
+const TOOL_HINTS = {eraser: 'Click a stroke to remove it', accept: 'Click a region of the mask to keep it as a stroke'};
+
 /** What to do next, for somebody who is here for the first time. */
 function showHint() {
   if (!view.photo) return;
@@ -134,9 +138,10 @@ function showHint() {
   const trained = ['model', 'both'].includes(document.body.dataset.prediction);
   const first = state.images.every((image) => !image.strokes || image.name === state.sheet.name);
   let text = '';
-  if (trained) text = used.size ? '' : 'The trained model made this mask. Draw strokes where it is wrong';
+  if (state.tool !== 'brush') text = TOOL_HINTS[state.tool];
+  else if (trained) text = used.size ? '' : 'The trained model made this mask. Draw strokes where it is wrong';
   else if (!used.size) text = `Draw a short stroke on: ${state.classes[state.number].name}. Then choose another class on the left`;
-  else if (used.size === 1) text = `Choose another class on the left and draw a stroke on it: ${missing.join(', ')}`;
+  else if (used.size === 1) text = `Choose another class on the left and draw a stroke on it: ${missing.slice(0, 4).join(', ')}${missing.length > 4 ? ' …' : ''}`;
   else if (first && strokes.length < 5) text = 'The mask follows your strokes. Draw one more where it is wrong, or go to the next photo (›)';
   $('hint').textContent = text;
 }
@@ -191,7 +196,6 @@ function choose(number) {
   state.number = number;
   showClasses();
   use('brush');
-  showHint();
 }
 
 function use(tool) {
@@ -201,6 +205,7 @@ function use(tool) {
     button.setAttribute('role', 'radio');
     button.setAttribute('aria-checked', String(button.dataset.tool === tool));
   }
+  showHint();
   view.draw();
 }
 
@@ -368,7 +373,6 @@ function listen() {
 async function start() {
   listen();
   use('brush');
-  setWidth(5);
   try {
     Object.assign(state, await api.project());
   } catch (error) {
