@@ -147,8 +147,8 @@ def curve(server: Server, masks: dict[str, np.ndarray], args: argparse.Namespace
                 draw(photo, number)
             yield row("instant")
         return
-    left = list(np.random.default_rng(args.seed).permutation(sorted(masks)))
-    for _ in range(args.rounds or len(left)):
+    left, trainings = list(np.random.default_rng(args.seed).permutation(sorted(masks))), 0
+    while left:
         if args.order == "ranked":  # the first round is random: there is no model yet
             scored = [entry["name"] for entry in server.ask("GET", "next")["images"] if entry["score"] is not None]
             left.sort(key=lambda photo: scored.index(photo) if photo in scored else len(scored))
@@ -156,15 +156,20 @@ def curve(server: Server, masks: dict[str, np.ndarray], args: argparse.Namespace
         for photo in batch:
             for number in range(args.strokes):
                 draw(photo, number)
-        server.ask("POST", "train", {"iterations": args.train})
-        while (status := server.ask("GET", "train"))["state"] in ("training", "predicting"):
-            time.sleep(1)
-        if status["state"] != "done":
-            raise BLPSegError(f"training {status['state']}: {status['message']}")
-        predictions = {photo: server.ask("POST", f"predict/{photo}", {}) for photo in masks}
+        if trainings != args.trainings:
+            train(server, args.train)
+            trainings += 1
+            predictions = {photo: server.ask("POST", f"predict/{photo}", {}) for photo in masks}
         yield row(f"trained, {args.order}")
-        if not left:
-            return
+
+
+def train(server: Server, iterations: int) -> None:
+    """Train, and wait for the end."""
+    server.ask("POST", "train", {"iterations": iterations})
+    while (status := server.ask("GET", "train"))["state"] in ("training", "predicting"):
+        time.sleep(1)
+    if status["state"] != "done":
+        raise BLPSegError(f"training {status['state']}: {status['message']}")
 
 
 def load(server: Server, args: argparse.Namespace) -> int:
@@ -276,7 +281,7 @@ def main() -> int:
     add("--train", type=int, default=0, metavar="N", help="curve: iterations after each round (default: 0, none)")
     add("--order", choices=["random", "ranked"], default="random", help="--train: of photographs (default: random)")
     add("--photos-a-round", type=count, default=2, metavar="N", help="--train: photographs (default: 2)")
-    add("--rounds", type=count, metavar="N", help="--train: at most (default: until all photographs are done)")
+    add("--trainings", type=count, metavar="N", help="--train: in the first N rounds (default: in all)")
     add("--clients", type=count, default=4, metavar="N", help="load (default: 4)")
     add("--total", type=count, default=1000, metavar="N", help="load: strokes (default: 1000)")
     add("--kills", type=int, default=10, metavar="N", help="load (default: 10)")
@@ -289,7 +294,8 @@ def main() -> int:
     masks, classes = prepare(args, run)
     server = Server(run / "project", run / "photos", classes)
     try:
-        change_config(run / "project/config.yaml", args.opts)
+        if args.opts:
+            change_config(run / "project/config.yaml", args.opts)
         if args.what == "load":
             return int(load(server, args) > 0)
         for row in curve(server, masks, args, len(classes)):

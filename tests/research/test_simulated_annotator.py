@@ -77,7 +77,7 @@ class StandIn:
 def test_curve(mask):
     masks = {"a.jpg": mask, "b.jpg": mask[:, ::-1].copy(), "c.jpg": mask}
     args = argparse.Namespace(strokes=4, width=3, seed=0, seconds=2.5)
-    vars(args).update(train=0, order="ranked", photos_a_round=2, rounds=2)
+    vars(args).update(train=0, order="ranked", photos_a_round=1, trainings=2)
     rows = list(curve(StandIn({name: m.shape for name, m in masks.items()}), masks, args, 3))
     assert [(row["mode"], row["strokes"], row["human seconds"]) for row in rows] == [
         ("instant", 3 * n, 7.5 * n) for n in (1, 2, 3, 4)
@@ -86,12 +86,13 @@ def test_curve(mask):
     server = StandIn({name: m.shape for name, m in masks.items()})
     args.train = 5
     rounds = curve(server, masks, args, 3)
-    args.photos_a_round = 1
     first = next(rounds)
     assert first["mode"] == "trained, ranked" and server.trained == 1
     assert sum(bool(strokes) for strokes in server.strokes.values()) == 1, "at random"
     best = max(name for name, strokes in server.strokes.items() if not strokes)
-    assert len(list(rounds)) == 1 and server.trained == 2 and server.strokes[best], "the first in the server's order"
+    next(rounds)
+    assert server.trained == 2 and server.strokes[best], "the first in the server's order"
+    assert len(list(rounds)) == 1 and server.trained == 2 and all(server.strokes.values())
 
 
 @pytest.mark.slow
