@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,7 +155,8 @@ def map_parallel(function: Callable, items: Iterable, workers: int | None) -> It
         yield from map(function, items)
         return
     pool = process_pool(workers)
-    items, running = iter(items), deque()
+    items = iter(items)
+    running: deque[Future[list]] = deque()
     try:
         with warnings.catch_warnings():
             # Workers use none of the threads that Python 3.12 warns of when it forks.

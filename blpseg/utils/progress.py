@@ -13,6 +13,8 @@ LINE_SECONDS = 30.0
 class _Lines(tqdm):
     """A bar whose every state is a line of its own; the last one comes with :meth:`close`."""
 
+    disable: bool
+
     @staticmethod
     def status_printer(file):
         def print_line(text: str) -> None:
