@@ -12,7 +12,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import cv2
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -214,7 +213,9 @@ def _known(label: np.ndarray, num_classes: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _font(size: int = _FONT_SIZE) -> ImageFont.FreeTypeFont:
-    # matplotlib brings a font with Latin, Greek and Cyrillic letters; the system needs none.
+    import matplotlib
+
+    # It brings a font with Latin, Greek and Cyrillic letters; the system needs none.
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -68,6 +69,7 @@ def launch(
             torch.cuda.set_device(0)
         return _run(main_func, args)
     first, world_size = machine_rank * num_gpus_per_machine, num_machines * num_gpus_per_machine
+    importlib.import_module("torch._dynamo.config")  # DistributedDataParallel needs it: once, before the forks
     # CUDA does not survive a fork; without it a fork saves each process the import of torch and Detectron2.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" and not use_gpu else "spawn")
     # The processes of one machine meet in a file: no port that other machines could reach.

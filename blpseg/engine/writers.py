@@ -17,7 +17,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
-from torch.utils.tensorboard import SummaryWriter
 
 from ..utils.errors import BLPSegError
 from .output_dir import open_to_append
@@ -127,6 +126,8 @@ class TensorBoardWriter(ScalarWriter):
     """Scalars and pictures for TensorBoard; points of iterations that are run again replace the earlier ones."""
 
     def __init__(self, output_dir: str, window: int, start_iter: int):
+        from torch.utils.tensorboard import SummaryWriter
+
         super().__init__(window)
         self._output_dir = output_dir
         threading.excepthook = _quiet_about_tensorboard

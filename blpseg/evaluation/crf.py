@@ -11,7 +11,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from scipy.special import softmax
 
 from ..utils.errors import BLPSegError
 from ..utils.parallel import default_workers, process_pool
@@ -51,6 +50,8 @@ class DenseCRF:
 
         The library's lattice treats the channels nearly, not quite, alike.
         """
+        from scipy.special import softmax
+
         densecrf, unary_from_softmax = _pydensecrf()
         classes, height, width = logits.shape
         field = densecrf.DenseCRF2D(width, height, classes)

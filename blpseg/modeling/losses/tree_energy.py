@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from scipy import sparse
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
-from scipy.sparse.linalg import spsolve_triangular
 
 from ..outputs import Outputs, Targets
 from ..registry import keywords
 from .loss import LOSS_REGISTRY, Loss
 from .potts import colors_of, grid_of, ratio
+
+if TYPE_CHECKING:  # scipy takes a while to load, which a training without this loss need not wait for
+    from scipy import sparse
 
 
 @LOSS_REGISTRY.register()
@@ -76,6 +76,9 @@ class _Tree(NamedTuple):
 
 def _tree(features: np.ndarray, inside: np.ndarray) -> _Tree:
     """Of the grid of (D, h, w) features; nodes outside share an edge with nobody."""
+    from scipy import sparse
+    from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+
     height, width = inside.shape
     node = np.arange(height * width).reshape(height, width)
     first = np.concatenate([node[:, :-1].ravel(), node[:-1].ravel()])
@@ -100,6 +103,8 @@ def _tree(features: np.ndarray, inside: np.ndarray) -> _Tree:
 
 def _apply(tree: _Tree, values: np.ndarray) -> np.ndarray:
     """exp(-D) times (nodes, K) values."""
+    from scipy.sparse.linalg import spsolve_triangular
+
     upper = tree.lower.T.tocsr()
     up = spsolve_triangular(upper, values[tree.order], lower=False, unit_diagonal=True)  # leaves to root
     down = spsolve_triangular(tree.lower, tree.own[:, None] * up, lower=True, unit_diagonal=True)
