@@ -17,7 +17,6 @@ from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage, EventWriter
-from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's norms
 from torch import nn
 
 from ..checkpoint import Checkpointer, load_weights
@@ -25,7 +24,7 @@ from ..data.build import build_test_loader, build_train_loader
 from ..data.datasets import register_datasets, test_sets
 from ..evaluation import build_evaluator, check_test_sets, evaluate
 from ..utils.device import choose_device
-from ..utils.errors import BLPSegError
+from ..utils.errors import BLPSegError, describe
 from .agreement import on_main
 from .checkpoint_and_evaluate import CheckpointAndEvaluate
 from .defaults import announce
@@ -75,6 +74,8 @@ class Trainer(DefaultTrainer):
         seed_all_rng(cfg.SEED)
         model = self.build_model(cfg)
         if comm.get_world_size() > 1 and cfg.MODEL.DEVICE == "cuda":
+            from timm.layers import convert_sync_batchnorm  # torch's drops the activation in timm's norms
+
             model = convert_sync_batchnorm(model)
         if cfg.SOLVER.CHANNELS_LAST:
             model = model.to(memory_format=torch.channels_last)
@@ -98,8 +99,19 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
         """``SOLVER.LR_SCHEDULER_NAME``: Detectron2's schedules and DeepLab's ``WarmupPolyLR``. A step an iteration;
-        a resumed run repeats those steps."""
-        return build_lr_scheduler(cfg, optimizer)
+        a resumed run repeats those steps.
+
+        Raises:
+            BLPSegError: the schedule's keys contradict each other.
+        """
+        try:
+            return build_lr_scheduler(cfg, optimizer)
+        except (AssertionError, ValueError) as error:  # STEPS that do not grow, a BASE_LR_END above BASE_LR
+            solver = cfg.SOLVER
+            raise BLPSegError(
+                f"config: SOLVER.LR_SCHEDULER_NAME {solver.LR_SCHEDULER_NAME} cannot be made of BASE_LR "
+                f"{solver.BASE_LR}, BASE_LR_END {solver.BASE_LR_END}, STEPS {solver.STEPS}: {describe(error)}"
+            ) from error
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):

@@ -1,15 +1,33 @@
-"""A ResNet as narrow as wanted, for training from scratch on a CPU."""
+"""Backbones by config, and a ResNet as narrow as wanted, for training from scratch on a CPU."""
 
 from __future__ import annotations
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import build_backbone as build_registered_backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 
-from ..utils.errors import BLPSegError
+from ..utils.errors import BLPSegError, describe
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+def build_backbone(cfg: CfgNode) -> Backbone:
+    """Detectron2's function of that name, for its networks and those of timm and users.
+
+    Raises:
+        BLPSegError: the network cannot be built from the config, whatever its builder raises.
+    """
+    try:
+        return build_registered_backbone(cfg)
+    except BLPSegError:
+        raise
+    except Exception as error:  # builders check their keys by assertions, or not at all
+        raise BLPSegError(
+            f"config: MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be built, {type(error).__name__}: "
+            f"{describe(error)[:300]}"
+        ) from error
 
 
 @BACKBONE_REGISTRY.register()

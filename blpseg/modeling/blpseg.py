@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from detectron2.utils.events import get_event_storage, has_event_storage
@@ -14,6 +14,7 @@ from torch import nn
 
 from ..utils.labels import IGNORED
 from ..utils.state_dict import current_name
+from .backbone import build_backbone
 from .local_aggregation import LocalAggregation
 from .losses import Loss, build_losses
 from .losses.loss import log_scalar

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, SwinTransformer, ViT
 
+from ..utils.errors import BLPSegError
 from .registry import keywords
 from .timm_backbone import FeaturePyramid, PaddedToStride, freeze_stages, quarters
 
@@ -33,7 +34,12 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
     """Detectron2's :class:`SwinTransformer` by ``MODEL.SWIN``, levels res2..res5.
 
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes the patch embedding, k > 1 also res2 to res``k``.
+
+    Raises:
+        BLPSegError: the channels of a level cannot be shared out among its heads.
     """
+    for level, heads in enumerate(cfg.MODEL.SWIN.NUM_HEADS):
+        _check_heads("SWIN", cfg.MODEL.SWIN.EMBED_DIM << level, heads)
     network = _Swin(in_chans=input_shape.channels, **keywords(cfg.MODEL.SWIN))
     freeze_stages(network, [f"layers.{i}" for i in range(network.num_layers)], cfg.MODEL.BACKBONE.FREEZE_AT)
     return network
@@ -44,9 +50,21 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
     """Detectron2's :class:`ViT` by ``MODEL.VIT`` with a pyramid of ``MODEL.FPN.OUT_CHANNELS``, levels res2..res5.
 
     ``MODEL.BACKBONE.FREEZE_AT`` 1 freezes patch embedding and positions, k > 1 also k - 1 quarters of the blocks.
+
+    Raises:
+        BLPSegError: the channels cannot be shared out among the heads.
     """
+    _check_heads("VIT", cfg.MODEL.VIT.EMBED_DIM, cfg.MODEL.VIT.NUM_HEADS)
     vit = keywords(cfg.MODEL.VIT)
     square_pad = vit.pop("square_pad")
     network = ViT(in_chans=input_shape.channels, **vit)
     freeze_stages(network, [f"blocks.{i}" for i in quarters(vit["depth"])], cfg.MODEL.BACKBONE.FREEZE_AT)
     return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=square_pad)
+
+
+def _check_heads(section: str, channels: int, heads: int) -> None:
+    if channels % heads:
+        raise BLPSegError(
+            f"config: MODEL.{section}.NUM_HEADS: {heads} heads cannot share {channels} channels; choose a divisor, or "
+            f"another MODEL.{section}.EMBED_DIM"
+        )

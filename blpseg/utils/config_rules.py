@@ -50,6 +50,14 @@ def _within(low: float, high: float = math.inf) -> Rule:
     return Rule(f"a number, {allowed}", lambda v: _is_number(v) and low <= v <= high)  # type: ignore[operator]
 
 
+def _whole(low: int, high: int) -> Rule:
+    """A whole number from ``low`` to ``high``, both included, also within a list."""
+    return Rule(
+        f"a whole number, from {low} to {high}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
 def _each(rule: Rule, least: int, most: int | None = None) -> Rule:
     """A list of ``least`` to ``most`` (None: any number of) values that hold to ``rule``."""
     count = f"{least}" if most == least else f"{least} or more" if most is None else f"{least} to {most}"
@@ -78,16 +86,16 @@ RULES: dict[str, Rule] = {
     "INPUT.COLOR_JITTER.CONTRAST": _within(0, 1),
     "INPUT.COLOR_JITTER.HUE": _within(0, 0.5),
     "INPUT.COLOR_JITTER.SATURATION": _within(0, 1),
-    "INPUT.CROP.SIZE": _each(_POSITIVE, 2, 2),
+    "INPUT.CROP.SIZE": _each(_within(0.01, 65536), 2, 2),  # Detectron2's default is a share of the image
     "INPUT.LONGEST_SIDE": _within(0),
     "INPUT.ROTATION_DEGREES": _within(0, 180),
-    "INPUT.SCALE_RANGE": _each(_POSITIVE, 2, 2),
+    "INPUT.SCALE_RANGE": _each(_within(0.01, 16), 2, 2),
     "MODEL.BACKBONE.FREEZE_AT": _within(0, 5),
     "MODEL.BLPSEG.ANNOTATION.LR_FACTOR": _POSITIVE,
     "MODEL.BLPSEG.ANNOTATION.UNANNOTATED_WEIGHT": _within(0),
     "MODEL.BLPSEG.BLP.GAMMA": _within(0),
     "MODEL.BLPSEG.DECODER.DROPOUT": _within(0, 1),
-    "MODEL.BLPSEG.DECODER.POOL_SCALES": _each(_within(1, 1024), 1),
+    "MODEL.BLPSEG.DECODER.POOL_SCALES": _each(_whole(1, 1024), 1),
     "MODEL.BLPSEG.DENSE_CRF.MAX_POSITIONS": _within(1),
     "MODEL.BLPSEG.DENSE_CRF.SIGMA_RGB": _POSITIVE,
     "MODEL.BLPSEG.DENSE_CRF.SIGMA_XY": _POSITIVE,
@@ -108,10 +116,12 @@ RULES: dict[str, Rule] = {
     "MODEL.BLPSEG.SELF_TRAINING.START_ITER": _within(0),
     "MODEL.BLPSEG.SELF_TRAINING.THRESHOLD": _within(0, 1),
     "MODEL.DEVICE": _DEVICE,
-    "MODEL.PIXEL_MEAN": _each(_within(-1e6, 1e6), 1),
-    "MODEL.PIXEL_STD": _each(_POSITIVE, 1),
+    "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
+    "MODEL.PIXEL_MEAN": _each(_within(-1e6, 1e6), 3, 3),
+    "MODEL.PIXEL_STD": _each(_POSITIVE, 3, 3),
     "MODEL.RESNETS.DEPTH": Rule("18, 34, 50, 101 or 152", lambda v: v in (18, 34, 50, 101, 152)),
     "MODEL.RESNETS.NUM_GROUPS": _CHANNELS,
+    "MODEL.RESNETS.OUT_FEATURES": _each(_TEXT, 1),
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
     "MODEL.RESNETS.RES4_DILATION": _within(1, 64),
     "MODEL.RESNETS.RES5_DILATION": _within(1, 64),
@@ -119,18 +129,32 @@ RULES: dict[str, Rule] = {
     "MODEL.RESNETS.WIDTH_PER_GROUP": _CHANNELS,
     "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": _within(1, 64),
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": _CHANNELS,
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": _each(_TEXT, 0),
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _within(1, 254),
+    "MODEL.SWIN.DEPTHS": _each(_whole(1, 1024), 4, 4),
     "MODEL.SWIN.DROP_PATH_RATE": _within(0, 1),
+    "MODEL.SWIN.EMBED_DIM": _CHANNELS,
+    "MODEL.SWIN.NUM_HEADS": _each(_whole(1, 1024), 4, 4),
+    "MODEL.SWIN.WINDOW_SIZE": _within(1, 1024),
     "MODEL.TIMM.OUTPUT_STRIDE": Rule("8, 16 or 32", lambda v: v in (8, 16, 32)),
+    "MODEL.VIT.DEPTH": _within(1, 1024),
     "MODEL.VIT.DROP_PATH_RATE": _within(0, 1),
+    "MODEL.VIT.EMBED_DIM": _CHANNELS,
+    "MODEL.VIT.IMG_SIZE": _within(1, 65536),
+    "MODEL.VIT.NUM_HEADS": _within(1, 1024),
+    "MODEL.VIT.PATCH_SIZE": _within(1, 1024),
+    "MODEL.VIT.SQUARE_PAD": _within(0, 65536),
+    "MODEL.VIT.WINDOW_BLOCK_INDEXES": _each(_whole(0, 1023), 0),
     "OUTPUT_DIR": Rule("a folder on this machine", lambda v: "://" not in str(v)),
     "OUTPUT.KEEP_CHECKPOINTS": _within(1),
     "OUTPUT.LOG_PERIOD": _within(1),
     "OUTPUT.PANEL_IMAGES": _within(0, 64),
     "OUTPUT.PANEL_PERIOD": _within(0),
+    "SEED": _within(-1, 2**32 - 1),
     "SOLVER.ACCUMULATION_STEPS": _within(1),
     "SOLVER.BACKBONE_MULTIPLIER": _POSITIVE,
     "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.BASE_LR_END": _within(0),
     "SOLVER.BIAS_LR_FACTOR": _POSITIVE,
     "SOLVER.CHECKPOINT_PERIOD": _within(1),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
@@ -138,8 +162,10 @@ RULES: dict[str, Rule] = {
     "SOLVER.IMS_PER_BATCH": _within(1),
     "SOLVER.MAX_ITER": _within(1),
     "SOLVER.MOMENTUM": _within(0, 1),
+    "SOLVER.NUM_DECAYS": _within(1),
     "SOLVER.POLY_LR_CONSTANT_ENDING": _within(0),
     "SOLVER.POLY_LR_POWER": _within(0),
+    "SOLVER.STEPS": _each(_whole(0, 2**62), 0),
     "SOLVER.WARMUP_FACTOR": _within(0),
     "SOLVER.WARMUP_ITERS": _within(0),
     "SOLVER.WEIGHT_DECAY": _within(0),
@@ -197,7 +223,10 @@ _BUILT_IN = {
     "MODEL.SEM_SEG_HEAD.NAME": {"BLPSegHead", "SemSegFPNHead"},
 }
 # Other models and mappers than ours may take more.
-_ONLY_OURS = {"INPUT.CROP.TYPE", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
+_ONLY_OURS = {
+    *("INPUT.CROP.TYPE", "INPUT.FORMAT", "INPUT.RANDOM_FLIP", "MODEL.SEM_SEG_HEAD.NUM_CLASSES"),
+    *("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.RESNETS.OUT_FEATURES"),
+}
 
 
 def check_values(values: dict[str, object]) -> None:
@@ -209,6 +238,8 @@ def check_values(values: dict[str, object]) -> None:
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
             raise _not_allowed(key, value, "finite numbers")
+        if isinstance(value, str) and "\0" in value:  # which no path may have
+            raise _not_allowed(key, value, "text without NUL")
         if key in CHOICES and value not in CHOICES[key]:
             raise _not_allowed(key, value, _listed(CHOICES[key]))
         if key in RULES and not RULES[key].holds(value):

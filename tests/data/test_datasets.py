@@ -179,6 +179,7 @@ def test_folder_is_registered_again_and_again(made_cfg, made_folder):
     [
         (("NAME", "voc_2012_scribble", "ROOT", "x"), None),
         (("NAME", "camvid"), "camvid_val is another data set"),
+        *((("NAME", name), "results are written into folders") for name in ("../x", "/x", "a/../b", "..", ".", "a\\b")),
         (("ROOT", ""), "ROOT is empty"),
         (("CLASSES", []), "either CLASSES"),
         (("CLASSES_FILE", "classes.yaml"), "either CLASSES"),

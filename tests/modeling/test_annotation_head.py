@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from blpseg.modeling.annotation_head import PlaceHead, _distances
 from blpseg.modeling.losses import annotation_loss
 
-from .test_model import sample
+from .test_model import touched, two_sizes
 
 
 def test_distances_of_every_pair_of_cells():
@@ -31,12 +31,11 @@ def test_probability_is_place_times_class(tiny_cfg):
     tiny_cfg.MODEL.BLPSEG.ANNOTATION.PLACE = True
     torch.manual_seed(0)
     model = build_model(tiny_cfg).train()
-    batch = [sample(64, 90), sample(50, 47, seed=1)]
+    batch = two_sizes()
     losses = model(batch)
     assert set(losses) == {"loss_seg", "loss_annotation"}
     losses["loss_annotation"].backward(retain_graph=True)
-    touched = {n.split(".")[1] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert touched == {"annotation_head"}
+    assert touched(model) == {"annotation_head"}
     torch.nn.init.normal_(model.sem_seg_head.annotation_head.place.weight)
     with torch.no_grad():
         outputs = model.eval().outputs(model.preprocess_image(batch).tensor)

@@ -27,6 +27,15 @@ def sample(height, width, classes=5, seed=0, annotated=True):
     return {"image": image, "scribble": scribble, "image_classes": present, "height": height, "width": width}
 
 
+def two_sizes():
+    return [sample(64, 90), sample(50, 47, seed=1)]
+
+
+def touched(model):
+    """Parts of the head (or backbone) that have a gradient."""
+    return {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
 @pytest.mark.parametrize("size", [(64, 96), (111, 143), (37, 50), (33, 200)])
 def test_decoder_is_at_the_finest_level_for_any_size(size):
     sizes = {name: tuple(-(-s // spec.stride) for s in size) for name, spec in SHAPES.items()}
@@ -91,8 +100,7 @@ def test_training_returns_two_losses_and_gradients_everywhere(tiny_cfg):
 def test_the_annotation_loss_does_not_shape_the_features(tiny_cfg):
     model = build_model(tiny_cfg).train()
     model([sample(64, 64), sample(64, 64, seed=1)])["loss_annotation"].backward()
-    touched = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert touched == {"annotation_head"}
+    assert touched(model) == {"annotation_head"}
 
 
 def test_an_image_without_annotation(tiny_cfg):
@@ -267,3 +275,44 @@ def test_narrow_resnet_has_the_width_asked_for(tiny_cfg):
     tiny_cfg.MODEL.RESNETS.DEPTH = 50
     with pytest.raises(BLPSegError, match="18 or 34"):
         build_backbone(tiny_cfg)
+
+
+NARROW_50 = [
+    *("MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone"),
+]
+
+
+@pytest.mark.parametrize(
+    ("opts", "word"),
+    [
+        (["MODEL.RESNETS.OUT_FEATURES", ["res9"]], "Available children"),
+        (["MODEL.RESNETS.RES2_OUT_CHANNELS", 32], "RES2_OUT_CHANNELS = 64"),
+        (["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 4], "unsupported for R18"),
+        (["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.STEM_OUT_CHANNELS", 48], "num_groups"),
+        ([*NARROW_50, "MODEL.RESNETS.RES5_DILATION", 3], "res5_dilation cannot be 3"),
+        ([*NARROW_50, "MODEL.RESNETS.RES5_MULTI_GRID", [1, 1]], "num_blocks=3"),
+        ([*NARROW_50, "MODEL.RESNETS.RES5_MULTI_GRID", ["a", "b", "c"]], "padding"),
+    ],
+)
+def test_a_backbone_that_cannot_be_built_is_one_line(tiny_cfg, opts, word):
+    tiny_cfg.merge_from_list(opts)
+    with pytest.raises(BLPSegError, match=f"MODEL.BACKBONE.NAME build_.* cannot be built, .*{word}") as error:
+        build_model(tiny_cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("opts", "word"),
+    [
+        (
+            ["MODEL.BACKBONE.NAME", "build_swin_backbone", "MODEL.SWIN.NUM_HEADS", [5, 5, 5, 5]],
+            "5 heads .* 96 channels",
+        ),
+        (["MODEL.BACKBONE.NAME", "build_vit_backbone", "MODEL.VIT.EMBED_DIM", 33], "12 heads .* 33 channels"),
+    ],
+)
+def test_heads_that_cannot_share_the_channels_are_one_line(tiny_cfg, opts, word):
+    tiny_cfg.merge_from_list(opts)
+    with pytest.raises(BLPSegError, match=word):
+        build_model(tiny_cfg)

@@ -9,7 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from blpseg.modeling.sem_seg_head import build_head
 from blpseg.utils.errors import BLPSegError
 
-from .test_model import sample
+from .test_model import sample, touched, two_sizes
 
 HEAD = "MODEL.SEM_SEG_HEAD."
 DETECTRON2 = {
@@ -47,12 +47,11 @@ def test_detectron2s_heads_train_and_segment(tiny_cfg, name, lam):
     tiny_cfg.merge_from_list([HEAD + "NAME", name, *DETECTRON2[name], "MODEL.BLPSEG.LAM.ENABLED", lam])
     torch.manual_seed(0)
     model = build_model(tiny_cfg).train()
-    batch = [sample(64, 90), sample(50, 47, seed=1)]
+    batch = two_sizes()
     losses = model(batch)
     assert set(losses) == {"loss_seg", "loss_annotation"}
     losses["loss_annotation"].backward(retain_graph=True)
-    touched = {n.split(".")[1] for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert touched == {"annotation_head"}  # on detached features, here too
+    assert touched(model) == {"annotation_head"}  # on detached features, here too
     losses["loss_seg"].backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
     with torch.no_grad():
