@@ -238,7 +238,8 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.CRF.BILATERAL_COMPAT = 10
     cfg.TEST.CRF.NUM_WORKERS = 0  # processes that share the images of a rank; 0 = one a CPU core, shared by the ranks
 
-    cfg.TEST.WRITE_PREDICTIONS = False  # class maps as indexed PNG, in the folders of PASCAL's evaluation server
+    cfg.TEST.WRITE_PREDICTIONS = False  # class numbers as grey PNG, in the folders of PASCAL's evaluation server
+    cfg.TEST.PALETTE = False  # store the class colours in them; OpenCV then reads colours
     cfg.TEST.BOUNDARY_IOU = False  # Detectron2's BoundaryIoU beside IoU; several times slower
     cfg.TEST.COCO_JSON = False  # Detectron2's sem_seg_predictions.json (run lengths of every segment); slow
 

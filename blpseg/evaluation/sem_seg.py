@@ -55,7 +55,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
     the ignore label left out, classes that no mask of the set contains left out of the means.
     Ours differs from :class:`detectron2.evaluation.SemSegEvaluator` in that the boundary IoU and the run
     lengths of every segment, which cost several forwards of a small model, are off unless asked for; that
-    labels outside the classes are an error; and that class maps can be written as indexed PNG.
+    labels outside the classes are an error; and that class maps can be written as PNG.
     """
 
     def __init__(
@@ -64,14 +64,16 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         output_dir: str | None = None,
         *,
         write_predictions: bool = False,
+        palette: bool = False,
         boundary_iou: bool = False,
         coco_json: bool = False,
     ):
         """
         Args:
             dataset_name: in the catalogs; its metadata has ``stuff_classes``, ``stuff_colors``, ``ignore_label``.
-            output_dir: where results are written; needed for the next two.
-            write_predictions: write ``<output_dir>/<prediction_folder>/NAME.png``.
+            output_dir: where results are written; needed for PNG and JSON.
+            write_predictions: write class numbers to ``<output_dir>/<prediction_folder>/NAME.png``, grey.
+            palette: store the class colours in them; OpenCV then reads colours, PIL still numbers.
             coco_json: write Detectron2's ``sem_seg_predictions.json`` and ``sem_seg_evaluation.pth``.
             boundary_iou: add Detectron2's BoundaryIoU.
 
@@ -91,7 +93,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         self._logger.setLevel(logging.WARNING)  # the base class logs one dict of every number; we print a table
         self._compute_boundary_iou = self._compute_boundary_iou and boundary_iou
         self._coco_json = coco_json
-        self._colors = MetadataCatalog.get(dataset_name).get("stuff_colors")
+        self._palette = MetadataCatalog.get(dataset_name).get("stuff_colors") if palette else None
         self._prediction_dir = None
         if write_predictions:
             names = [PurePath(record["file_name"]).stem for record in records]
@@ -106,6 +108,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             dataset_name,
             output_dir,
             write_predictions=cfg.TEST.WRITE_PREDICTIONS,
+            palette=cfg.TEST.PALETTE,
             boundary_iou=cfg.TEST.BOUNDARY_IOU,
             coco_json=cfg.TEST.COCO_JSON,
         )
@@ -156,7 +159,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
         """Further results of an image's (H, W) class map and checked label; subclasses add theirs."""
         if self._prediction_dir:
             path = os.path.join(self._prediction_dir, PurePath(x["file_name"]).stem + ".png")
-            write_png_atomic(path, prediction, palette=self._colors)
+            write_png_atomic(path, prediction, palette=self._palette)
         if self._compute_boundary_iou:
             label = np.where(label == IGNORED, np.uint8(self._num_classes), label)
             pair = (self._num_classes + 1) * self._mask_to_boundary(prediction).astype(np.int64)

@@ -81,17 +81,20 @@ def test_agrees_with_detectron2(dataset, toy_cfg):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), atol=1e-9)
 
 
-def test_written_png_give_the_same_miou(dataset, toy_cfg):
+@pytest.mark.parametrize("palette", [False, True])
+def test_written_png_give_the_same_miou(dataset, toy_cfg, palette):
+    """Grey, which every program reads as numbers, or with the class colours."""
     records, model = dataset(), ColorModel(4)
-    toy_cfg.TEST.WRITE_PREDICTIONS = True
+    toy_cfg.TEST.WRITE_PREDICTIONS, toy_cfg.TEST.PALETTE = True, palette
     results = evaluate(toy_cfg, model)
     folder = Path(toy_cfg.OUTPUT_DIR, "inference/toy_val/results/toy/Segmentation/comp6_val_cls")
     assert sorted(p.name for p in folder.iterdir()) == [f"img{i}.png" for i in range(4)]
     pairs = []
     for record in records:
         image = Image.open(folder / (record["image_id"] + ".png"))
-        assert image.mode == "P"
-        assert np.array(image.getpalette()).reshape(-1, 3)[: len(COLORS)].tolist() == [list(c) for c in COLORS]
+        assert image.mode == ("P" if palette else "L")
+        if palette:
+            assert np.array(image.getpalette()).reshape(-1, 3)[: len(COLORS)].tolist() == [list(c) for c in COLORS]
         pairs.append((np.array(image), np.array(Image.open(record["sem_seg_file_name"]))))
     assert scores_by_loop(pairs, 4)["mIoU"] == pytest.approx(results["sem_seg"]["mIoU"], abs=1e-9)
 
