@@ -14,7 +14,7 @@ INSTALLED := .venv/installed-$(shell printf '%s' '$(DETECTRON2)' | cksum | cut -
 DEMO_CONFIG := configs/Synthetic-Scribble/blpseg_lite.yaml
 PHOTOS := $(DATASETS)/photos
 
-.PHONY: install demo annotate test coverage lint docs dist clean
+.PHONY: install demo annotate test test-slow coverage lint docs dist clean
 
 install: $(INSTALLED)
 	@cat $<
@@ -63,12 +63,18 @@ annotate: $(INSTALLED)
 	$(BIN)/python tools/annotate.py $(PHOTOS) --open
 
 # One thread a process: on a busy machine two threads wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+# The rest: the wheel, the site, the page in a browser, longer documents, kills and resumes.
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
 
 # The share of the package's lines that the fast tests run; fails below the floor in pyproject.toml.
 coverage: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m 'not slow' --cov=blpseg
+	$(PYTEST) -m 'not slow' --cov=blpseg
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,17 +1,23 @@
 """Fixtures for every room: the reference data beside the project, tiny configs and data."""
 
+import contextlib
+import multiprocessing
 import os
 import runpy
 import signal
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
-import pytest
-import torch
+from blpseg.utils.imports import defer_compiler
 
-from blpseg import get_cfg
+defer_compiler()  # as the command lines do
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from blpseg import get_cfg  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -19,6 +25,11 @@ CLASSES = ["background", "apple", "pear"]
 
 # Two threads are what the smallest supported machine has; more would change the order of sums between machines.
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+# One server forks the processes that tests start (tests/engine/door.py, tests/docs/snippets.py). It has imported what a
+# training loads, which saves each of them these seconds.
+LOADED = ["blpseg.engine.trainer", "blpseg.engine.processes", "tests.engine.door", "timm", "torch._dynamo"]
+multiprocessing.get_context("forkserver").set_forkserver_preload([*LOADED, "torch.utils.tensorboard"])
 
 # A run in the background of a script has SIGINT ignored, one under `nohup` SIGHUP; what the tests start inherits that.
 for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -132,6 +143,26 @@ def made_cfg(made_folder):
         )
 
     return build
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = 10, waiting: float = 300):
+    """TimeoutError after so many seconds of this process's CPU, which do not depend on other work on the machine, or
+    after ``waiting`` seconds of sleep as well."""
+
+    def late(*_):
+        raise TimeoutError(f"took more than {seconds} s of CPU, or {waiting} s")
+
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, waiting)}
+    before = {signum: signal.signal(signum, late) for signum in timers}
+    for which, after in timers.values():
+        signal.setitimer(which, after)
+    try:
+        yield
+    finally:
+        for signum, (which, _) in timers.items():
+            signal.setitimer(which, 0)
+            signal.signal(signum, before[signum])
 
 
 @pytest.fixture

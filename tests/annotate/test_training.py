@@ -22,13 +22,13 @@ opts = dict(zip(words[::2], words[1::2]))
 out = opts["OUTPUT_DIR"]
 os.makedirs(out)
 json.dump(opts, open(out + "/opts.json", "w"))
-with open(out + "/metrics.json", "w") as file:
-    file.write('{"iteration": 4, "total_loss": 0.5, "time": 2.0, "eval/sem_seg/mIoU": 61.5}\\n')
-    file.write('{"iteration": 9, "total_loss": 0.25, "time": 2.0}\\n')
 def save(*_):
     open(out + "/model_0000009.pth", "w").close()
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
+with open(out + "/metrics.json", "w") as file:
+    file.write('{"iteration": 4, "total_loss": 0.5, "time": 2.0, "eval/sem_seg/mIoU": 61.5}\\n')
+    file.write('{"iteration": 9, "total_loss": 0.25, "time": 2.0}\\n')
 """
 ENDS = {
     "done": "open(out + '/model_final.pth', 'w').close()",
@@ -56,7 +56,7 @@ def start(project, tmp_path, monkeypatch):
 
 
 def wait(condition):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -97,7 +97,6 @@ def test_stopping_keeps_what_was_learned(start, project):
     wait(lambda: run.status()["loss"] == 0.25)
     with pytest.raises(BLPSegError, match="under way"):
         run.start()
-    time.sleep(0.1)  # the script's handler of SIGTERM stands
     run.stop()
     run._thread.join()
     assert run.status()["state"] == "stopped" and run.predicted == ["model_0000009.pth"]

@@ -6,7 +6,7 @@ In a section, the text below one ``##`` heading,
 - a ``python`` block without one is executed in a process of its own,
 - a ``bash`` block is executed command by command.
 
-Each process is forked from one that has imported BLPSeg already, which saves half a minute an import on a slow machine.
+Each process is forked from one that has imported BLPSeg already (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ FENCE = re.compile(r"^```(?P<language>\w+)(?P<info>[^\n]*)\n(?P<text>.*?)^```$",
 TITLE = re.compile(r'title="([^"]+)"')
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["blpseg", "blpseg.engine", "blpseg.evaluation"])
 
 
 class Block(NamedTuple):

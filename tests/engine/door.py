@@ -1,8 +1,8 @@
-"""Runs tools/train_net.py as a process of its own, with a network small enough to train in milliseconds.
+"""Runs tools/train_net.py, or a script, as a process of its own, with a network small enough to train in milliseconds.
 
-Processes are forked from one that has imported everything (multiprocessing's forkserver), which saves each of them
-the seconds that torch and Detectron2 take. As a script (``python -m tests.engine.door ARGS``) it is the command line
-itself, for tests that need a whole interpreter of their own.
+Processes are forked from one that has imported everything (multiprocessing's forkserver, tests/conftest.py). As a
+script (``python -m tests.engine.door ARGS``) it is the command line itself, for tests that need a whole interpreter
+of their own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300
+PATIENCE_S = 1200  # of a hang; a busy machine takes minutes
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["tests.engine.door", "blpseg.engine.trainer", "blpseg.engine.processes"])
 
 
 if "build_tiny_backbone" not in BACKBONE_REGISTRY:
@@ -61,12 +60,15 @@ if "build_tiny_backbone" not in BACKBONE_REGISTRY:
             return self._shape
 
 
-def train_net(arguments: list[str]) -> None:
-    sys.argv = ["tools/train_net.py", *arguments]
-    runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
+TRAIN_NET = str(ROOT / "tools" / "train_net.py")
 
 
-def _child(arguments: list[str], output: str, prelude: str) -> None:
+def run_script(script: str, arguments: list[str]) -> None:
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _child(script: str, arguments: list[str], output: str, prelude: str) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # for loader workers: Linux's default, not the forkserver's
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND)
@@ -74,21 +76,23 @@ def _child(arguments: list[str], output: str, prelude: str) -> None:
     os.dup2(file, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     exec(prelude, {"__name__": "prelude"})
-    train_net(arguments)
+    run_script(script, arguments)
 
 
 class Run:
-    """One call of tools/train_net.py.
+    """One call of a script.
 
     Args:
         arguments: its command line.
         output: file that stdout and stderr go to.
         prelude: Python source that the process runs first, to plant a fault.
+        script: Python file to run.
     """
 
-    def __init__(self, arguments: list, output: Path, prelude: str = ""):
+    def __init__(self, arguments: list, output: Path, prelude: str = "", script: str = TRAIN_NET):
         self._output = output
-        self._process = context.Process(target=_child, args=([str(a) for a in arguments], str(output), prelude))
+        words = [str(a) for a in arguments]
+        self._process = context.Process(target=_child, args=(script, words, str(output), prelude))
         self._process.start()
 
     @property
@@ -135,4 +139,4 @@ class Run:
 
 
 if __name__ == "__main__":
-    train_net(sys.argv[1:])
+    run_script(TRAIN_NET, sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -171,6 +172,39 @@ def test_two_runs_in_one_output_dir(door, tmp_path):
     for flag in ("--resume", "--overwrite"):
         assert "another process trains in it" in fails(door(flag, "OUTPUT_DIR", folder))
     first.kill_all()
+
+
+def test_racing_starts(door, tmp_path):
+    """Of three runs started at once in one folder, one trains and the others say so."""
+    runs = [door("OUTPUT_DIR", tmp_path / "out", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 3) for _ in range(3)]
+    assert sorted(run.wait() for run in runs) == [0, 1, 1]
+    (winner,) = [run for run in runs if run.wait() == 0]
+    assert "iter 3/3" in winner.output
+    for run in runs:
+        if run is not winner:
+            assert str(tmp_path / "out") in fails(run) and "iter 1/" not in run.output
+
+
+RESIDENT = """
+import resource
+import blpseg.engine.trainer as trainer
+step, seen = trainer.Trainer.run_step, []
+def measured(self):
+    step(self)
+    if self.iter in (19, 79):
+        seen.append(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20)
+        print(f"grew {seen[-1] - seen[0]:.2f} MiB", flush=True)
+trainer.Trainer.run_step = measured
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat(door, tmp_path):
+    """Over 60 iterations. What a step leaves behind, of its images or graph, is 200 KiB or more."""
+    options = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", 80, "OUTPUT.LOG_PERIOD", 20]
+    run = door("OUTPUT_DIR", tmp_path / "out", *options, prelude=RESIDENT)
+    assert run.wait() == 0, run.output
+    assert float(re.findall(r"grew (\S+) MiB", run.output)[-1]) < 8
 
 
 def test_resume_reports_changed_keys_and_extends(door, tmp_path):

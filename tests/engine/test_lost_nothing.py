@@ -34,7 +34,6 @@ def assert_same(a: Path, b: Path, tolerance: float = 1e-6) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.slow
 def losses(folder: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     return [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]

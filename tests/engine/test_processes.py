@@ -64,22 +64,25 @@ def test_evaluation_is_the_same_with_two_processes(door, tmp_path):
         assert "copypaste: mIoU," in run.output
 
 
-@pytest.mark.slow
-def test_failure_of_one_process_ends_all_with_one_line(door, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("raise RuntimeError('planted')", "planted"), ("import os; os.kill(os.getpid(), 9)", "killed by signal 9")],
+)
+def test_failure_of_one_process_ends_all_with_one_line(door, tmp_path, fault, words):
     prelude = """
 import blpseg.engine.trainer as trainer
 from detectron2.utils import comm
 step = trainer.Trainer.run_step
 def fail(self):
     if self.iter == 2 and comm.get_rank() == 1:
-        raise RuntimeError("planted")
+        FAULT
     return step(self)
 trainer.Trainer.run_step = fail
-"""
+""".replace("FAULT", fault)
     run = door("--num-gpus", 2, "OUTPUT_DIR", tmp_path / "out", prelude=prelude)
     assert run.wait() == 1
     (line,) = run.errors()
-    assert "planted" in line
+    assert words in line
     assert "Traceback" not in run.output
 
 

@@ -1,7 +1,5 @@
 """The demo: through the command line on images, in the process on a video."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -30,20 +28,20 @@ def cfg(tmp_path_factory):
     return cfg
 
 
-def test_images_from_the_command_line(cfg, tmp_path):
+def test_images_from_the_command_line(cfg, tmp_path, run_tool, capsys):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         Image.fromarray(make_image(1, 48, 64)).save(tmp_path / folder / "street.png")
     Image.fromarray(make_image(2, 40, 40)).save(tmp_path / "b" / "grey.jpg")
     (tmp_path / "b" / "broken.png").write_bytes(b"no picture")
     output = tmp_path / "out"
-    command = [sys.executable, "tools/demo.py", "--config-file", CONFIG, "--output", str(output), "--raw", "--panels"]
-    command += ["--input", str(tmp_path / "a/street.png"), str(tmp_path / "b"), "--opts", "MODEL.WEIGHTS"]
-    done = subprocess.run([*command, cfg.MODEL.WEIGHTS], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1  # one of the four is broken; the others are there
-    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    arguments = ["--config-file", CONFIG, "--output", str(output), "--raw", "--panels"]
+    arguments += ["--input", str(tmp_path / "a/street.png"), str(tmp_path / "b"), "--opts", "MODEL.WEIGHTS"]
+    assert run_tool("tools/demo.py", *arguments, cfg.MODEL.WEIGHTS) == 1  # one of the four is broken
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if "error:" in line]
     assert len(errors) == 1 and "broken.png" in errors[0]
-    assert "Traceback" not in done.stderr and "3 of 4" in done.stdout
+    assert "Traceback" not in printed.err and "3 of 4" in printed.out
     names = [f"{name}{suffix}.png" for name in ("grey", "street", "street_2") for suffix in ("", "_panels", "_raw")]
     assert sorted(path.name for path in output.iterdir()) == sorted(names)
 

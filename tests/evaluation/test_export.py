@@ -1,7 +1,5 @@
 """Exported files against eager execution, at sizes that were not traced."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +40,12 @@ def eager(model, image):
         return model([{"image": image[0]}])[0]["sem_seg"].numpy()
 
 
-def test_files_of_the_tool_agree_with_the_model(checkpoint, tmp_path):
+def test_files_of_the_tool_agree_with_the_model(checkpoint, tmp_path, run_tool):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, weights = checkpoint
     files = [str(tmp_path / "model.onnx"), str(tmp_path / "model.ts")]
-    command = [sys.executable, "tools/export_model.py", "--config-file", CONFIG, "--output", *files]
-    command += ["--opts", "MODEL.WEIGHTS", str(weights)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--config-file", CONFIG, "--output", *files, "--opts", "MODEL.WEIGHTS", str(weights)]
+    assert run_tool("tools/export_model.py", *arguments) == 0
     session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
     script = torch.jit.load(files[1])
     runs = [lambda x: session.run(None, {"image": x})[0], lambda x: script(torch.from_numpy(x)).detach().numpy()]

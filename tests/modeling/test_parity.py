@@ -40,9 +40,9 @@ def published_weights(golden, num_classes, seed):
 
 
 def random_published_weights(root, num_classes, seed):
-    """A published state dict of a ResNet-50 with moderate random numbers, for machines without golden/."""
+    """A published state dict of a narrow ResNet-50 with moderate random numbers."""
     generator = torch.Generator().manual_seed(seed)
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 50, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", num_classes]
+    opts = ["MODEL.DEVICE", "cpu", *make_golden.OPTS, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", num_classes]
     cfg = get_cfg(str(root / CONFIG), opts)
     state = convert(build_model(cfg).state_dict(), "random").state_dict
     for key, value in state.items():
@@ -187,7 +187,7 @@ CASES = [
 class TestAgainstTheFormulas:
     def setup_case(self, root, classes, seed, sigma, gamma):
         state = random_published_weights(root, classes, seed)
-        opts = ["MODEL.RESNETS.DEPTH", 50, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes]
+        opts = [*make_golden.OPTS, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes]
         opts += ["MODEL.BLPSEG.LAM.SIGMA", sigma, "MODEL.BLPSEG.BLP.GAMMA", gamma]
         opts += ["MODEL.BLPSEG.SELF_TRAINING.START_ITER", 100, "MODEL.BLPSEG.SELF_TRAINING.THRESHOLD", 0.5]
         return state, build(root, state, *opts)

@@ -33,7 +33,7 @@ steps = os.path.join(folder, "steps")
 with open(steps, "a") as file:
     file.write(f"start {os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ.get('DETECTRON2_DATASETS')}\\n")
 if os.path.exists(os.path.join(folder, "..", "..", "..", "..", "wait")):
-    time.sleep(60)
+    time.sleep(400)
 if "MODEL.BLPSEG.BLP.GAMMA" in opts and seed == 1:
     sys.exit("error: no luck")
 gain = 10 * (opts["MODEL.BLPSEG.BLP.ENABLED"] == "True")
@@ -87,7 +87,7 @@ def test_killed_and_started_again(tmp_path, load, command, capfd):
             target=lambda: sys.exit(run_study(study, str(tmp_path), command=command, threads=3))
         )
         process.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not first.exists() or not first.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.02)

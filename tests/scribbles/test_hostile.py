@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from blpseg.scribbles import Vocabulary, convert_annotations, load_vocabulary
 from blpseg.utils.errors import BLPSegError
 
-SECONDS = 10
+from ..conftest import time_limit
+
 WORDS = Vocabulary("words", {"cat": 1}, {(1, 2, 3): 1})
 XML = "<annotation><size><width>{w}</width><height>{h}</height></size>{body}</annotation>"
 STROKE = "<polygon><tag>cat</tag>{points}</polygon>"
@@ -57,22 +57,6 @@ HOSTILE = {
     "brush of many bytes": ("label-studio", label_studio([0, 0, 6, 64, *[0] * (5 << 20)]), "bytes of `rle`"),
     "no text at all": ("cvat", "\0" * 1000, "XML"),
 }
-
-
-@contextlib.contextmanager
-def time_limit(seconds=SECONDS):
-    """Of the processor's time, so that other work on the machine does not count."""
-
-    def late(*_):
-        raise TimeoutError(f"took more than {seconds} s")
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def convert(tmp_path, kind, content):
