@@ -133,13 +133,18 @@ def test_exact_on_any_features(kind):
         assert max(errors(run("tiled", *case), expected)) <= TOLERANCE
 
 
-def test_far_position_that_wins_needs_the_1e_7(monkeypatch):
+def test_far_position_that_wins_needs_the_1e_7():
     """The 1e-7 cannot be dropped: attention with a distance bias, which lacks it, gives something else entirely."""
     case = make_case("far position wins")
     expected = run("dense", *case, dtype=torch.float64)
     assert errors(run("auto", *case), expected)[0] <= TOLERANCE
-    monkeypatch.setattr(lam, "EPSILON", 0.0)
-    assert errors(run("dense", *case, dtype=torch.float64), expected)[0] > 0.5
+    assert errors(run("sdpa", *case), expected)[0] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["smooth", "noise", "constant"])
+def test_sdpa_equals_dense_where_near_positions_weigh(kind):
+    case = make_case(kind)
+    assert max(errors(run("sdpa", *case), run("dense", *case, dtype=torch.float64))) <= TOLERANCE
 
 
 def test_wide_window_equals_dense():
