@@ -67,7 +67,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.BLPSEG.LAM = CN()
     cfg.MODEL.BLPSEG.LAM.ENABLED = True
     cfg.MODEL.BLPSEG.LAM.SIGMA = 6.0  # grid cells at stride 4
-    cfg.MODEL.BLPSEG.LAM.IMPL = "auto"  # see blpseg.modeling.local_aggregation; "sdpa" lacks the 1e-7, "window" far positions
+    # See blpseg.modeling.local_aggregation; "sdpa" lacks the 1e-7, "window" far positions.
+    cfg.MODEL.BLPSEG.LAM.IMPL = "auto"
     cfg.MODEL.BLPSEG.LAM.WINDOW = 4.0  # radius of IMPL "window" in units of SIGMA
     cfg.MODEL.BLPSEG.LAM.EMBEDDING_CHANNELS = 256
 
