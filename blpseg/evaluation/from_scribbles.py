@@ -31,7 +31,7 @@ LARGEST_WEIGHT = 50.0  # of a pixel, in units of the mean
 # An image of so many annotated pixels counts half by its own errors, half by those of all images. Its own alone make
 # too little of the places where nobody draws, all images alone too much of small objects, which are drawn over densely
 # (on VOC photographs and CamVid; research/RESULTS.md).
-SHARED_PIXELS = 3000
+SHARED_PIXELS = 300
 RESAMPLES = 200
 
 
