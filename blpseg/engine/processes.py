@@ -93,7 +93,13 @@ def _run(main_func: Callable, args: tuple) -> int:
 
 def _run_under_torchrun(main_func: Callable, args: tuple, use_gpu: bool) -> int:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_size = (int(os.environ.get(n, os.environ["WORLD_SIZE"])) for n in names)
+    words = {name: os.environ.get(name, os.environ["WORLD_SIZE"]) for name in names}
+    said = " ".join(f"{name}={word}" for name, word in words.items())
+    if not all(word.isdecimal() for word in words.values()):
+        raise BLPSegError(f"{said}: torchrun sets these to numbers; unset RANK to start processes with --num-gpus")
+    rank, world_size, local_rank, local_size = map(int, words.values())
+    if rank >= world_size or local_rank >= local_size:
+        raise BLPSegError(f"{said}: ranks count from 0 and must be below their WORLD_SIZE")
     STOP.install()
     try:
         _join_group("env://", rank, world_size, local_rank, local_size, use_gpu)
