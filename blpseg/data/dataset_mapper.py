@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
 from ..utils.errors import BLPSegError
-from ..utils.files import read_image, read_label
+from ..utils.files import read_image, read_label_of
 from ..utils.labels import MOST_CLASSES, UNANNOTATED
 from .augmentation import TrainingAugmentation
 
@@ -111,12 +111,7 @@ class ScribbleDatasetMapper:
                 f"{record['file_name']}: its record has no {LABEL_FILES[self.supervision]}, which "
                 f"INPUT.SUPERVISION {self.supervision!r} needs"
             )
-        label = read_label(path)
-        if label.shape != size:
-            raise BLPSegError(
-                f"{path}: the label is {label.shape[1]} x {label.shape[0]} pixels, the image {record['file_name']} "
-                f"{size[1]} x {size[0]}; they must agree"
-            )
+        label = read_label_of(record["file_name"], path, size)
         # Few pixels of a scribble are labelled: counting those alone is faster.
         counts = np.bincount(label[label != UNANNOTATED], minlength=256) * self._labelled
         bad = np.flatnonzero(counts[self.num_classes :])

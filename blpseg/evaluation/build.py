@@ -104,9 +104,7 @@ def evaluate(
         loader, evaluator = build_loader(cfg, dataset_name), build_evaluator(cfg, dataset_name)
         # Where no evaluator asks for logits, a class map is enough: a byte a pixel.
         annotated = any(isinstance(part, ScribbleEvaluator) for part in _parts(evaluator))
-        inference = Inference.from_config(
-            cfg, model, classes_only=_takes_class_maps(evaluator), annotated=annotated and hasattr(model, "inspect")
-        )
+        inference = Inference.from_config(cfg, model, classes_only=_takes_class_maps(evaluator), annotated=annotated)
         dataset_results = inference_on_dataset(inference, loader, evaluator)
         if comm.is_main_process():
             results[dataset_name] = dataset_results

@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..utils.errors import BLPSegError
-from ..utils.files import image_size, read_label
+from ..utils.files import image_size, read_label_of
 from ..utils.geometry import boundary_distance
 from ..utils.labels import UNANNOTATED
 from .inference import class_map
@@ -30,7 +30,7 @@ PRIOR_PIXELS = 20  # a stratum of so many pixels has half its probability from a
 LARGEST_WEIGHT = 50.0  # of a pixel, in units of the mean
 # An image of so many annotated pixels counts half by its own errors, half by those of all images. Its own alone make
 # too little of the places where nobody draws, all images alone too much of small objects, which are drawn over densely
-# (on VOC photographs and CamVid; research/RESULTS.md).
+# (on VOC photographs and CamVid; docs/RESULTS.md).
 SHARED_PIXELS = 300
 RESAMPLES = 200
 
@@ -77,10 +77,13 @@ class ConfusionEstimate:
     def __init__(self, images: Sequence[Counts]):
         self._areas = np.stack([image.areas for image in images])  # (images, C)
         self._there = np.stack([image.there for image in images])
-        self._of = np.repeat(np.arange(len(images)), [len(image.pixels) for image in images])
-        self._prediction, self._label, self._stratum = np.concatenate([image.cells for image in images]).T
+        count, classes = self._areas.shape
+        # Of each combination: its image, its stratum, its places in (C, C) and in (images, C).
+        self._of = np.repeat(np.arange(count), [len(image.pixels) for image in images])
+        prediction, label, self._stratum = np.concatenate([image.cells for image in images]).T
+        self._cell, self._row = prediction * classes + label, self._of * classes + prediction
         self._pixels = np.concatenate([image.pixels for image in images]).astype(float)
-        taken = np.bincount(self._of, self._pixels, minlength=len(images))
+        taken = np.bincount(self._of, self._pixels, minlength=count)
         self._own = taken / (taken + SHARED_PIXELS * (1 - taken / self._there.sum(axis=1)))
 
     def __call__(self, times: np.ndarray) -> np.ndarray:
@@ -92,18 +95,13 @@ class ConfusionEstimate:
         mean = taken.sum() / there.sum()
         probability = (taken + PRIOR_PIXELS * mean) / (there + PRIOR_PIXELS)
         weight = (1 / np.maximum(probability, mean / LARGEST_WEIGHT))[self._stratum]
-
-        def add(cell, values, size):
-            return np.bincount(cell, values, minlength=size)
-
-        cell = self._prediction * classes + self._label
-        shared = add(cell, counted * weight, classes**2).reshape(classes, classes)
+        shared = np.bincount(self._cell, counted * weight, minlength=classes**2).reshape(classes, classes)
         shared /= np.maximum(shared.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-        row = self._of * classes + self._prediction
-        mass = add(row, self._pixels * weight, count * classes)
+        mass = np.bincount(self._row, self._pixels * weight, minlength=count * classes)
         # What image i has of row k by itself; the rest of its A_ik follows F_k.
         own = times[:, None] * self._own[:, None] * self._areas * (mass > 0).reshape(count, classes)
-        by_itself = add(cell, own.ravel()[row] * self._pixels * weight / mass[row], classes**2)
+        parts = own.ravel()[self._row] * self._pixels * weight / mass[self._row]
+        by_itself = np.bincount(self._cell, parts, minlength=classes**2)
         rest = times @ self._areas - own.sum(axis=0)
         return by_itself.reshape(classes, classes) + rest[:, None] * shared
 
@@ -156,12 +154,7 @@ class ScribbleEvaluator(DatasetEvaluator):
 
     def _read(self, image: str, size: tuple[int, int]) -> np.ndarray:
         path = self._scribbles[image]
-        label = read_label(path)
-        if label.shape != tuple(size):
-            raise BLPSegError(
-                f"{path}: the label is {label.shape[1]} x {label.shape[0]} pixels, the image {image} "
-                f"{size[1]} x {size[0]}; they must agree"
-            )
+        label = read_label_of(image, path, size)
         bad = label[(label >= len(self._classes)) & (label != UNANNOTATED)]
         if bad.size:
             raise BLPSegError(

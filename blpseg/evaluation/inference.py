@@ -59,7 +59,7 @@ class Inference(nn.Module):
             tile_size, tile_overlap: side of a tile and the least overlap of neighbours, pixels of the image.
             longest_side: scales are relative to an image of at most this side; 0 for the image as it is.
             classes_only: return (H, W) uint8 class maps instead of logits: one byte for each pixel.
-            annotated: return how probable annotation is as well; the model then has BLPSeg's ``inspect``.
+            annotated: return how probable annotation is as well, where the model has BLPSeg's ``inspect``.
 
         Raises:
             BLPSegError: the overlap is not smaller than a tile.
@@ -75,7 +75,7 @@ class Inference(nn.Module):
         self.tile_overlap = tile_overlap
         self.longest_side = longest_side
         self.classes_only = classes_only
-        self.annotated = annotated
+        self.annotated = annotated and hasattr(self.model, "inspect")
         self.training = model.training  # Detectron2's inference_context restores what it finds here
 
     @classmethod

@@ -12,7 +12,7 @@ import os
 import struct
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TextIO
 
 import cv2
@@ -75,6 +75,21 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
         if image is None:
             raise BLPSegError(f"{path}: {_why_unreadable(header)}")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
+
+
+def read_label_of(image: str, path: str, size: Sequence[int]) -> np.ndarray:
+    """:func:`read_label` of the label of an image of ``size`` (H, W).
+
+    Raises:
+        BLPSegError: as there, or the label is of another size.
+    """
+    label = read_label(path)
+    if label.shape != tuple(size):
+        raise BLPSegError(
+            f"{path}: the label is {label.shape[1]} x {label.shape[0]} pixels, the image {image} "
+            f"{size[1]} x {size[0]}; they must agree"
+        )
+    return label
 
 
 def read_label(path: str) -> np.ndarray:

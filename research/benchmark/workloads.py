@@ -72,11 +72,11 @@ def lam(args: argparse.Namespace) -> Iterator[dict]:
     size = {key: getattr(args, key) for key in ("channels", "classes", "batch", "device", "amp")}
     gpu = args.device == "cuda"
     goals = {"auto": (5.0, 10.0) if gpu else (1.3, 8.0), "window": (None, None) if gpu else (4.0, 4.0)}
-    for impl, kind in (("auto", "embedding"), ("auto", "noise"), ("window", "embedding")):
+    for impl, kind in (("auto", "embedding"), ("auto", "noise"), ("window", "embedding"), ("sdpa", "embedding")):
         case = f"{impl}, {kind}, {args.channels} x {args.grid[0]} x {args.grid[1]}, {args.classes} classes"
-        error = None if impl == "window" else 1e-2 if args.amp else 2e-4
+        error = None if impl in ("window", "sdpa") else 1e-2 if args.amp else 2e-4
         arguments = {"impl": impl, "kind": kind, "grid": args.grid, **size}
-        yield from _pair("lam", case, arguments, args, *goals[impl], error)
+        yield from _pair("lam", case, arguments, args, *goals.get(impl, (None, None)), error)
     for side, impl in itertools.product(args.grids, ("auto", "window")):
         arguments = {**size, "impl": impl, "kind": "embedding", "grid": (side, side)}
         seconds, _ = compare_time({OURS: _lam(OURS, **arguments)}, 1)
