@@ -19,12 +19,14 @@ PHOTOS := $(DATASETS)/photos
 install: $(INSTALLED)
 	@cat $<
 
-$(INSTALLED): requirements.lock requirements-detectron2.txt setup.py pyproject.toml Makefile
+$(INSTALLED): requirements.lock requirements-crf.txt requirements-detectron2.txt setup.py pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make install PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@rm -f .venv/installed-*
 	$(UV) --require-hashes -r requirements.lock
+	@$(UV) --require-hashes -r requirements-crf.txt || \
+		echo "Not built: pydensecrf2, for want of a C++ compiler? Only the dense CRF (TEST.CRF.ENABLED) is missing; $(UV) -r requirements-crf.txt adds it."
 ifeq ($(strip $(DETECTRON2)),)
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 	rm -rf "$$site/detectron2" "$$site"/detectron2-* && \
