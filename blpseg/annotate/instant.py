@@ -23,31 +23,18 @@ from ..scribbles.rasterize import UNANNOTATED
 from ..utils.files import read_image, write_bytes_atomic
 from .store import Photo, Project
 
-__all__ = [
-    "Features",
-    "Instant",
-    "fit",
-    "guided",
-    "join",
-    "load_arrays",
-    "model_path",
-    "save_arrays",
-    "working_picture",
-]
-
 STRIDE = 4  # of the grid that class maps are computed on, working pixels
 # The longer side of a working picture: smaller photos are enlarged, by 4 at most, larger ones reduced.
 _SIDES = 640, 800
 _LARGEST_SCALE = 4.0
-_PIXELS = 3000  # of the strokes that the regression is fitted to
+_PIXELS = 2000  # of the strokes that the regression is fitted to
 _ITERATIONS = 40
 _DECAY = 1e-3
 _RADIUS, _EPSILON = 4, 1e-4  # of the guided filter: grid cells, variance of a channel in 0..1
-_TRUST = 0.25  # weight of a trained model's log probabilities against the regression's, where strokes agree with it
-# Share of the stroke pixels; the regression alone makes hardly any there, and is better than a model that does.
-_MOST_ERRORS = 0.1
+_TRUST = 0.25  # weight of a trained model's log probabilities against the regression's
 _LEAST_LOG = -6.0  # they are cut off here: a trained model can be sure and wrong
-_ANCHORS, _ANCHOR_WEIGHT = 1000, 0.1  # cells that shall stay as the trained model has them; all strokes weigh 1
+_ANCHORS, _ANCHOR_WEIGHT = 500, 0.1  # cells that shall stay as the trained model has them; all strokes weigh 1
+_REFITS, _REFIT_ITERATIONS = 2, 8  # without the anchors that the strokes contradict
 _IN_MEMORY = 8  # photos
 _FORMAT = 1  # of the files of features; another number makes them anew
 
@@ -206,28 +193,32 @@ def join(features: Features, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     place = [(index + 0.5) / size * cells for index, size, cells in
              zip((rows, columns), label.shape, features.grid, strict=True)]  # fmt: skip
     drawn, known = label[rows, columns], features.log_model
-    agreement = _agreement(known, drawn, place) if known is not None else 0.0
-    if agreement:
-        classes = np.arange(len(known))
-        offset = agreement * _TRUST * np.maximum(known, _LEAST_LOG)
-    else:
+    drawn_classes = classes
+    if known is None:
         offset = np.zeros((len(classes), *features.grid), np.float32)
+    else:
+        classes = np.arange(len(known))
+        offset = _TRUST * np.maximum(known, _LEAST_LOG)
     if not len(rows) or len(classes) == 1:
         return offset, classes
-    levels = features.levels
-    if agreement and features.decoded is not None:
-        levels = [*levels, (1, agreement * features.decoded)]
+    levels = features.levels if features.decoded is None else [*features.levels, (1, features.decoded)]
     target = np.searchsorted(classes, drawn)
-    share = 1 / np.bincount(target)[target] / len(np.unique(target))  # classes count alike
-    if agreement:
+    share = 1 / np.bincount(target)[target] / len(drawn_classes)  # classes count alike
+    if known is not None:
         # Without them a single stroke, all of one class, would draw the whole photo to itself.
         anchors = np.random.default_rng(0).integers(0, np.prod(features.grid), _ANCHORS)
         cells = np.unravel_index(anchors, features.grid)
         place = [np.concatenate([p, c + 0.5]) for p, c in zip(place, cells, strict=True)]
         target = np.concatenate([target, known.argmax(axis=0)[cells]])
-        share = np.concatenate([share, np.full(_ANCHORS, agreement * _ANCHOR_WEIGHT / _ANCHORS)])
+        share = np.concatenate([share, np.full(_ANCHORS, _ANCHOR_WEIGHT / _ANCHORS)])
     samples = np.concatenate([_sample(level, place, factor) for factor, level in levels], axis=1)
-    weights, bias = fit(samples, target, len(classes), share, _sample(offset, place))
+    given = _sample(offset, place)
+    weights, bias = fit(samples, target, len(classes), share, given)
+    # Strokes of one class say nothing of the others, so that they contradict no anchor.
+    for _ in range(_REFITS if known is not None and len(drawn_classes) > 1 else 0):
+        agrees = (samples @ weights + bias + given).argmax(axis=1) == target
+        agrees[: len(drawn)] = True
+        weights, bias = fit(samples, target, len(classes), share * agrees, given, (weights, bias), _REFIT_ITERATIONS)
     logits = offset + bias[:, None, None]
     first = 0
     for factor, level in levels:
@@ -237,21 +228,14 @@ def join(features: Features, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return logits, classes
 
 
-def _agreement(log_model: np.ndarray, drawn: np.ndarray, place: Sequence[np.ndarray]) -> float:
-    """How far strokes bear a trained model out: 1 where every stroke pixel is of the class that it predicts, 0 where
-    :data:`_MOST_ERRORS` of them are not, drawn classes counting alike.
-
-    It is 1 before two classes are drawn, for strokes of one class say nothing of the others.
-    """
-    classes = np.unique(drawn)
-    if len(classes) < 2:
-        return 1.0
-    wrong = _sample(log_model, place).argmax(axis=1) != drawn
-    return max(0.0, 1 - float(np.mean([wrong[drawn == c].mean() for c in classes])) / _MOST_ERRORS)
-
-
 def fit(
-    samples: np.ndarray, target: np.ndarray, count: int, share: np.ndarray, offset: np.ndarray | float = 0.0
+    samples: np.ndarray,
+    target: np.ndarray,
+    count: int,
+    share: np.ndarray,
+    offset: np.ndarray | float = 0.0,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
+    iterations: int = _ITERATIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Multinomial logistic regression with L2 decay, by L-BFGS.
 
@@ -261,6 +245,8 @@ def fit(
         count: of classes.
         share: (N,) weight of each sample's cross entropy.
         offset: (N, count) logits that the regression adds to.
+        start: weights and bias to start from; zeros if None.
+        iterations: at most.
 
     Returns:
         weights (D, count) and bias (count,).
@@ -280,8 +266,8 @@ def fit(
         value = -(share * truth * logits).sum() + _DECAY * (weights**2).sum()
         return float(value), gradient.astype(np.float64).reshape(-1)
 
-    start = np.zeros(samples.shape[1] * count)
-    best = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS}).x
+    first = np.zeros((samples.shape[1], count)) if start is None else np.vstack(start)
+    best = minimize(loss, first.reshape(-1), jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
     best = best.reshape(-1, count).astype(np.float32)
     return best[:-1], best[-1]
 

@@ -289,7 +289,9 @@ def _out_of_range(bad: list[int], counts: np.ndarray, num_classes: int, part: st
 def _note(report: DatasetReport) -> None:
     split = splits().get(report.name)
     for part in ("scribbles", "masks"):
-        if split is not None and split.path(part) and not os.path.isdir(split.path(part)):
+        if split is None or (split.evaluated and part != split.needed):  # one of the two is enough to evaluate by
+            continue
+        if split.path(part) and not os.path.isdir(split.path(part)):
             report.notes.append(f"{split.path(part)}: no such folder; {split.remedy(part)}")
     for part in ("scribble", "mask"):
         pixels = getattr(report, f"{part}_pixels")

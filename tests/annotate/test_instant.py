@@ -1,7 +1,5 @@
 """The instant model: the regression, the way to the photo's pixels, and real photographs."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 import pytest
@@ -15,8 +13,7 @@ from blpseg.utils.files import read_label
 from .conftest import stroke
 
 
-def test_regression_is_at_its_minimum(monkeypatch):
-    monkeypatch.setattr(instant, "_ITERATIONS", 500)
+def test_regression_is_at_its_minimum():
     rng = np.random.default_rng(0)
     target, share, offset = np.repeat([0, 2], [30, 6]), rng.random(36), rng.normal(size=(36, 3))
     samples = (rng.normal(size=(36, 4)) + target[:, None]).astype(np.float32)
@@ -28,7 +25,7 @@ def test_regression_is_at_its_minimum(monkeypatch):
             total += weight * (np.log(np.exp(logits).sum()) - logits[c])
         return total
 
-    weights, bias = fit(samples, target, 3, share, offset)
+    weights, bias = fit(samples, target, 3, share, offset, iterations=500)
     least = objective(weights, bias)
     for _ in range(50):
         assert objective(weights + rng.normal(0, 0.02, weights.shape), bias + rng.normal(0, 0.02, 3)) > least
@@ -88,18 +85,23 @@ def test_one_stroke_corrects_a_trained_model_where_it_is_wrong_and_nowhere_else(
     assert np.array_equal(join(features, label)[0].argmax(axis=0), kind)
 
 
-def test_a_model_that_strokes_of_two_classes_contradict_is_left_out():
+def test_strokes_of_two_classes_overrule_a_trained_model_that_is_wrong_there(monkeypatch):
+    """The model takes everything for the third class, and so do its anchors, until the strokes contradict them."""
     grid = (12, 18)
-    level = np.random.default_rng(0).normal(size=(4, *grid)).astype(np.float32)
+    kind = np.repeat(np.arange(2), 9)[None].repeat(12, axis=0)
+    directions = np.sqrt(0.9) * np.eye(3)[2] + np.sqrt(0.1) * np.eye(3)[:2]
+    level = directions[kind].transpose(2, 0, 1).astype(np.float32)
+    known = np.log(np.full((3, *grid), 0.01) + np.array([0, 0, 0.97])[:, None, None])
+    features = Features(np.zeros((48, 72, 3), np.uint8), [(1, level)], grid, np.zeros((*grid, 3), np.float32), known)
     label = np.full((48, 72), 255, np.uint8)
-    label[8, 5:60], label[40, 5:60] = 0, 1
-    wrong = np.log(np.full((3, *grid), 0.05) + np.array([0, 0, 0.85])[:, None, None])
-    plain = Features(np.zeros((48, 72, 3), np.uint8), [(1, level)], grid, np.zeros((*grid, 3), np.float32))
-    logits, classes = join(replace(plain, log_model=wrong), label)
-    assert list(classes) == [0, 1] and np.array_equal(logits, join(plain, label)[0])
-    label[40] = 255  # one class alone says nothing of the rest, which the model still knows
-    logits, classes = join(replace(plain, log_model=wrong), label)
-    assert list(classes) == [0, 1, 2] and (logits.argmax(axis=0) == 2).any()
+    label[8, 5:30] = 0
+    assert (join(features, label)[0].argmax(axis=0) == 2).any(), "one class says nothing of the rest"
+    label[40, 42:60] = 1
+    logits = join(features, label)[0]
+    assert np.array_equal(logits.argmax(axis=0), kind)
+    monkeypatch.setattr(instant, "_REFITS", 0)
+    held = join(features, label)[0]
+    assert (held[2] - held[:2].max(axis=0) > logits[2] - logits[:2].max(axis=0)).all(), "the anchors held it back"
 
 
 def test_predictions_of_a_project(project):
