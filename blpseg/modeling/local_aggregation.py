@@ -103,7 +103,7 @@ class ShallowEmbedding(nn.Module):
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % self.patch_size, 0, -height % self.patch_size))
         x = self.patches(images)
-        x = self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        x = self.norm(x.movedim(1, 3)).movedim(3, 1)
         return self.projection(x)
 
 

@@ -14,14 +14,20 @@ from blpseg.utils.errors import BLPSegError
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/Synthetic-Scribble/blpseg_tiny.yaml")
+LITE = str(ROOT / "configs/Synthetic-Scribble/blpseg_lite.yaml")
 SIZES = [(96, 128), (77, 131), (64, 40)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random weights of the tiny model, with logits of the size that a trained one has and a LAM that matters."""
+    return make_checkpoint(CONFIG, tmp_path_factory)
+
+
+def make_checkpoint(config, tmp_path_factory):
+    """Random weights, with logits of the size that a trained model has and a LAM that matters."""
     torch.manual_seed(0)
-    model = build_model(blpseg.get_cfg(CONFIG, ["MODEL.WEIGHTS", ""])).eval()
+    opts = ["MODEL.WEIGHTS", "", "MODEL.TIMM.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+    model = build_model(blpseg.get_cfg(config, opts)).eval()
     with torch.no_grad():
         model.sem_seg_head.predictor[-1].weight *= 0.1
         model.local_aggregation.embedding.projection.weight *= 0.5
@@ -40,23 +46,23 @@ def eager(model, image):
         return model([{"image": image[0]}])[0]["sem_seg"].numpy()
 
 
-def test_files_of_the_tool_agree_with_the_model(checkpoint, tmp_path, run_tool):
+@pytest.mark.parametrize("config", [CONFIG, LITE], ids=lambda config: Path(config).stem)
+def test_files_of_the_tool_agree_with_the_model(config, tmp_path_factory, tmp_path, run_tool):
+    """The second pads images to a multiple of its coarsest stride."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    model, weights = checkpoint
+    model, weights = make_checkpoint(config, tmp_path_factory)
     files = [str(tmp_path / "model.onnx"), str(tmp_path / "model.ts")]
-    arguments = ["--config-file", CONFIG, "--output", *files, "--opts", "MODEL.WEIGHTS", str(weights)]
+    arguments = ["--config-file", config, "--output", *files, "--opts", "MODEL.WEIGHTS", str(weights)]
     assert run_tool("tools/export_model.py", *arguments) == 0
     session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
     script = torch.jit.load(files[1])
     runs = [lambda x: session.run(None, {"image": x})[0], lambda x: script(torch.from_numpy(x)).detach().numpy()]
     for image in images():
         expected = eager(model, image)
-        without = F.interpolate(
-            model.outputs((image - model.pixel_mean) / model.pixel_std).raw_logits,
-            size=image.shape[-2:],
-            mode="bilinear",
-        )
-        assert np.abs(without[0].detach().numpy() - expected).max() > 1  # leaving LAM out would show
+        padded = model.preprocess_image([{"image": image[0]}]).tensor
+        raw = F.interpolate(model.outputs(padded).raw_logits, size=padded.shape[-2:], mode="bilinear")
+        without = raw[0, :, : image.shape[-2], : image.shape[-1]].detach().numpy()
+        assert np.abs(without - expected).max() > 1  # leaving LAM out would show
         for run in runs:
             np.testing.assert_allclose(run(image.numpy())[0], expected, atol=1e-3)
 
