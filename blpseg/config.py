@@ -303,7 +303,7 @@ def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
         given,
     )
     values = flatten(cfg)
-    check_values(values)
+    check_values(values, before)
     report_unread(before, values)
 
 

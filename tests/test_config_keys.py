@@ -92,6 +92,9 @@ VALUES = [
     ("TEST.AUG.SCALES", [], "1 to 64"),
     ("TEST.CRF.NUM_WORKERS", -1, "0 to 1024"),
     ("DATASETS.FOLDER.EVALUATOR", "mIoU", "sem_seg"),
+    ("TEST.AUG.ENABLED", None, "such as False"),
+    ("CUDNN_BENCHMARK", None, "such as False"),
+    ("OUTPUT_DIR", None, "a folder"),
     ("SOLVER.MAX_ITTER", 3, "SOLVER.MAX_ITER"),
     ("SOLVER.MAX_ITER", "(" * 3000, "shorten"),
 ]

@@ -145,7 +145,7 @@ RULES: dict[str, Rule] = {
     "MODEL.VIT.PATCH_SIZE": _within(1, 1024),
     "MODEL.VIT.SQUARE_PAD": _within(0, 65536),
     "MODEL.VIT.WINDOW_BLOCK_INDEXES": _each(_whole(0, 1023), 0),
-    "OUTPUT_DIR": Rule("a folder on this machine", lambda v: "://" not in str(v)),
+    "OUTPUT_DIR": Rule("a folder on this machine", lambda v: isinstance(v, str) and "://" not in v),
     "OUTPUT.KEEP_CHECKPOINTS": _within(1),
     "OUTPUT.LOG_PERIOD": _within(1),
     "OUTPUT.PANEL_IMAGES": _within(0, 64),
@@ -229,12 +229,14 @@ _ONLY_OURS = {
 }
 
 
-def check_values(values: dict[str, object]) -> None:
+def check_values(values: dict[str, object], defaults: dict[str, object]) -> None:
     """Raise BLPSegError for the first of the values, by dotted key, that is not allowed; it names the allowed ones."""
     ours = values.get("MODEL.META_ARCHITECTURE") == "BLPSeg"
     for key, value in values.items():
         if key in _ONLY_OURS and not ours:
             continue
+        if value is None and defaults.get(key) is not None and key not in RULES:
+            raise _not_allowed(key, value, f"a value such as {defaults[key]!r}")
         numbers = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
             raise _not_allowed(key, value, "finite numbers")
