@@ -220,6 +220,15 @@ def test_a_missing_folder_is_a_finding_with_its_remedy(made_cfg, made_folder):
     assert "DATASETS.FOLDER.*_IMAGES" in val.findings[0].message
 
 
+def test_masks_or_scribbles_are_enough_to_evaluate_by(made_cfg, made_folder):
+    if (made_folder / "scribbles/val").is_dir():
+        (made_folder / "scribbles/val").rmdir()
+    assert not any("scribbles/val" in note for note in check(made_cfg)[1].notes)
+    (made_folder / "scribbles/train").rename(made_folder / "scribbles/elsewhere")
+    train, _ = check(made_cfg)
+    assert any("scribbles/train" in note for note in train.notes) or not train.healthy
+
+
 def test_command_line(made_folder, tmp_path, run_tool, capsys):
     config = tmp_path / "made.yaml"
     config.write_text(
