@@ -246,6 +246,14 @@ def test_keys_that_nothing_reads_are_reported(caplog):
     assert not caplog.records
 
 
+def test_a_written_config_reports_no_key(tmp_path, caplog):
+    """YAML has lists where Detectron2's defaults are tuples of tuples."""
+    (tmp_path / "written.yaml").write_text(get_cfg("", BLPSEG).dump())
+    caplog.clear()
+    get_cfg(str(tmp_path / "written.yaml"))
+    assert not [r for r in caplog.records if "has no effect" in r.getMessage()]
+
+
 class Recorder(CfgNode):
     """A config that remembers which keys were read by name."""
 

@@ -273,12 +273,17 @@ def _listed(names: list[str]) -> str:
     return ", ".join(sorted(name or '""' for name in names))
 
 
+def _frozen(value: object) -> object:
+    """``value`` with tuples for lists: YAML has lists alone."""
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
 def report_unread(before: dict[str, object], after: dict[str, object]) -> list[str]:
     """Warn about every key that a user changed although nothing reads it, and return these lines. ``before`` and
     ``after`` are the values of the defaults and of the loaded config by dotted key."""
     lines = []
     if after.get("MODEL.META_ARCHITECTURE") == "BLPSeg":
-        for key in (key for key in after if after[key] != before.get(key)):
+        for key in (key for key in after if _frozen(after[key]) != _frozen(before.get(key))):
             advice = next((text for pattern, text in UNREAD if re.fullmatch(pattern, key)), None)
             for pattern, part, readers in UNREAD_BY_PART:
                 if re.fullmatch(pattern, key) and not re.fullmatch(readers, str(after.get(part))):
