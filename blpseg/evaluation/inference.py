@@ -127,7 +127,7 @@ class Inference(nn.Module):
             for i, sem_seg in zip(members, maps, strict=True):
                 results[i] = {"sem_seg": sem_seg}
                 if self.annotated:
-                    results[i]["annotated"] = self._annotated(batched_inputs[i]["image"], result_size, scales[0])
+                    results[i]["annotated"] = 1 - self.annotation_prob(batched_inputs[i]["image"], result_size)[-1]
         return results
 
     @staticmethod
@@ -169,15 +169,19 @@ class Inference(nn.Module):
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
-    def _annotated(self, image: torch.Tensor, size: tuple[int, int], scale: float) -> torch.Tensor:
-        """(3, H, W) -> *size*: 1 - q of "not annotated", from one view, which is smaller where the image is large."""
+    def annotation_prob(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(3, H, W), 0..255 -> (C + 1, *size) float32: the annotation head's probabilities, "not annotated" last.
+
+        From one view, at the middle one of the scales, and smaller where the image has more pixels than a tile takes.
+        """
         height, width = image.shape[-2:]
+        scale = sorted(self.scales)[len(self.scales) // 2] * relative_scale((height, width), self.longest_side)
         if self.tile_above:
             scale = min(scale, math.sqrt(self.tile_above / (height * width)))
         scaled_size = [max(1, round(height * scale)), max(1, round(width * scale))]
         view = F.interpolate(self._to_device(image)[None].float(), scaled_size, mode="bilinear", antialias=True)[0]
         (maps,) = self.model.inspect([{"image": view}])
-        return F.interpolate(1 - maps["annotation_prob"][None, -1:], size, mode="bilinear")[0, 0]
+        return F.interpolate(maps["annotation_prob"][None].float(), size, mode="bilinear")[0]
 
     def _tiled(self, image: torch.Tensor, size: tuple[int, int], scales: Sequence[float]) -> torch.Tensor:
         """(3, H, W) -> (C, *size) logits, or the class map, put together from tiles."""

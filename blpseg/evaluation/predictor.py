@@ -8,7 +8,6 @@ import tempfile
 import threading
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -124,8 +123,8 @@ class Predictor:
             * ``sem_seg``: (H, W) uint8 class map (int64 beyond 256 classes).
             * ``logits``: (C, H, W) float32, before the CRF; left out without ``return_logits``.
             * ``annotation_prob`` (with ``annotation``): (C + 1, H, W) float32, probability that a pixel is
-              annotated as each class, and last "not annotated". It comes from a single view; an image above
-              ``TEST.TILE.ABOVE`` pixels is first reduced to that size.
+              annotated as each class, and last "not annotated". It comes from a single view
+              (:meth:`Inference.annotation_prob`).
 
         Raises:
             BLPSegError: an image cannot be read or is of another kind.
@@ -143,7 +142,8 @@ class Predictor:
         # no_grad holds for this thread, the lock for the object.
         with self._lock, torch.no_grad():
             outputs = [output["sem_seg"].cpu() for output in self._inference(batch)]
-            probabilities = [self._annotation(x["image"]) for x in batch] if annotation else None
+            shown = batch if annotation else []
+            probabilities = [self._inference.annotation_prob(x["image"], x["image"].shape[-2:]) for x in shown]
         results = []
         for i, (array, output) in enumerate(zip(arrays, outputs, strict=True)):
             result = {}
@@ -154,27 +154,10 @@ class Predictor:
                 result["sem_seg"] = class_map(output).numpy()
             if self.return_logits:
                 result["logits"] = output.numpy()
-            if probabilities is not None:
-                result["annotation_prob"] = probabilities[i]
+            if annotation:
+                result["annotation_prob"] = probabilities[i].cpu().numpy()
             results.append(result)
         return results
-
-    def _annotation(self, image: torch.Tensor) -> np.ndarray:
-        """(3, H, W) uint8 -> (C + 1, H, W) float32 probabilities."""
-        height, width = image.shape[-2:]
-        limit = self.cfg.TEST.TILE.ABOVE
-        factor = (height * width / limit) ** 0.5 if limit else 1.0
-        if factor > 1:
-            small = (max(1, int(width / factor)), max(1, int(height / factor)))
-            array = cv2.resize(image.permute(1, 2, 0).numpy(), small, interpolation=cv2.INTER_AREA)
-            image = torch.from_numpy(array).permute(2, 0, 1)
-        (maps,) = self.model.inspect([{"image": image}])
-        probabilities = maps["annotation_prob"].float()
-        if factor > 1:
-            probabilities = torch.nn.functional.interpolate(
-                probabilities[None], size=(height, width), mode="bilinear", align_corners=False
-            )[0]
-        return probabilities.cpu().numpy()
 
     def _to_array(self, image) -> np.ndarray:
         """Any accepted image -> new (H, W, 3) uint8 in the order of INPUT.FORMAT."""

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from PIL import Image
 
@@ -100,6 +101,22 @@ def test_annotation_probability(predictor):
     assert probability.shape == (5, 45, 60)
     np.testing.assert_allclose(probability.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(result["logits"], predictor(image)["logits"])
+    tensor = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        (expected,) = predictor.model.inspect([{"image": tensor}])
+    np.testing.assert_allclose(probability, expected["annotation_prob"], atol=1e-6)
+
+
+def test_annotation_probability_is_of_the_size_that_the_network_is_trained_on(cfg, predictor):
+    large = cfg.clone()
+    large.INPUT.LONGEST_SIDE = 64
+    image = make_image(0, 96, 128)
+    tensor = torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)[None].float()
+    half = F.interpolate(tensor, (48, 64), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        (maps,) = predictor.model.inspect([{"image": half[0]}])
+    expected = F.interpolate(maps["annotation_prob"][None], (96, 128), mode="bilinear")[0]
+    np.testing.assert_allclose(Predictor(large)(image, annotation=True)["annotation_prob"], expected, atol=1e-6)
 
 
 def test_test_time_settings_are_used(cfg, predictor):
