@@ -12,6 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
 
+import blpseg  # noqa: F401  (registers the data sets; before what loads torch, whose own deprecations it silences)
+
+# isort: split
 import cv2
 import numpy as np
 import torch

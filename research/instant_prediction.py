@@ -17,6 +17,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
 
+import blpseg  # noqa: F401  (registers the data sets; before what loads torch, whose own deprecations it silences)
+
+# isort: split
 import cv2
 import numpy as np
 import torch
@@ -24,7 +27,6 @@ from detectron2.data import MetadataCatalog
 from fastapi.testclient import TestClient
 from PIL import Image
 
-import blpseg  # noqa: F401  (registers the data sets)
 from blpseg.annotate import instant
 from blpseg.annotate.regions import region_strokes
 from blpseg.annotate.server import create_app

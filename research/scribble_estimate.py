@@ -8,6 +8,9 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
 
+import blpseg  # noqa: F401  (registers the data sets; before what loads torch, whose own deprecations it silences)
+
+# isort: split
 import cv2
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate

@@ -28,6 +28,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # research/ is not installed
 
+import blpseg  # noqa: F401  (registers the data sets; before what loads torch, whose own deprecations it silences)
+
+# isort: split
 import cv2
 import numpy as np
 import yaml
@@ -35,7 +38,6 @@ from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from PIL import Image
 
-import blpseg  # noqa: F401  (registers the data sets)
 from blpseg.annotate.regions import region_strokes
 from blpseg.data.datasets import load_records
 from blpseg.evaluation.report import mean_iou
