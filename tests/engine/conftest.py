@@ -44,10 +44,10 @@ INPUT:
     TYPE: absolute
     SIZE: [32, 32]
 DATASETS:
-  TRAIN: ("toy_train",)
-  TEST: ("toy_val",)
+  TRAIN: ("tiny_train",)
+  TEST: ("tiny_val",)
   FOLDER:
-    NAME: toy
+    NAME: tiny
     ROOT: {root}
     CLASSES: [background, disc, square]
     TRAIN_MASKS: masks/train

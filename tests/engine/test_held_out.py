@@ -19,7 +19,7 @@ def images_of(config_file, *options):
     register_datasets(cfg)
     batches = zip(build_train_loader(cfg), range(12), strict=False)
     return {x["image_id"] for batch, _ in batches for x in batch}, {
-        r["image_id"] for r in load_records("toy_train_held_out")
+        r["image_id"] for r in load_records("tiny_train_held_out")
     }
 
 
@@ -34,19 +34,19 @@ def test_training_without_masks_prints_the_estimate(door, config_file, data_root
     run = door(*options, "OUTPUT_DIR", tmp_path / "out")
     assert run.wait() == 0, run.output
     line = re.search(r"^mIoU estimated from scribbles: ([\d.]+) \(95 % interval [\d.]+ to [\d.]+\)", run.output, re.M)
-    results = json.loads((tmp_path / "out/results.json").read_text())["toy_train_held_out"]["scribbles"]
+    results = json.loads((tmp_path / "out/results.json").read_text())["tiny_train_held_out"]["scribbles"]
     assert float(line[1]) == pytest.approx(results["mIoU"], abs=0.051)
     assert (tmp_path / "out/model_best.pth").exists()
 
 
 def test_two_processes_estimate_what_one_does(door, tmp_path):
-    options = ["DATASETS.TEST", "('toy_train',)", "TEST.SCRIBBLE_ESTIMATE", "True", "SOLVER.MAX_ITER", 1]
+    options = ["DATASETS.TEST", "('tiny_train',)", "TEST.SCRIBBLE_ESTIMATE", "True", "SOLVER.MAX_ITER", 1]
     trained = door(*options, "OUTPUT_DIR", tmp_path / "1")
     assert trained.wait() == 0, trained.output
     weights = ["MODEL.WEIGHTS", tmp_path / "1/model_final.pth"]
     again = door("--num-gpus", 2, "--eval-only", *options, *weights, "OUTPUT_DIR", tmp_path / "2")
     assert again.wait() == 0, again.output
-    one, two = (json.loads((tmp_path / name / "results.json").read_text())["toy_train"] for name in "12")
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["tiny_train"] for name in "12")
     assert set(one) == set(two) == {"sem_seg", "scribbles"}
     for task in one:
         assert two[task] == pytest.approx(one[task], abs=1e-6, nan_ok=True)

@@ -144,7 +144,7 @@ trainer.train()
 cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR + "/model_final.pth"
 image = cv2.imread(IMAGE)
 prediction = DefaultPredictor(cfg)(image)["sem_seg"].argmax(0)
-drawn = Visualizer(image[..., ::-1], MetadataCatalog.get("toy_val")).draw_sem_seg(prediction)
+drawn = Visualizer(image[..., ::-1], MetadataCatalog.get("tiny_val")).draw_sem_seg(prediction)
 print("drawn", drawn.get_image().shape, prediction.shape)
 """
 
