@@ -233,9 +233,10 @@ BLOCK_CUDA = 32  # fewer and larger launches
 CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32
 CHUNK_SCORES_CUDA = 1 << 22  # of the size of a large GPU's cache
 SQRT_LOG2E = math.sqrt(math.log2(math.e))
-# Powers of two: the smallest normal float32 is 2^-126, and a decay below 2^-100 counts for nothing beside EPSILON.
-LOWEST_SCORE = -125.0
-LOWEST_DECAY = 2.0**-100
+# Weights and decays below 2^-62, by type, count for nothing beside EPSILON times the greatest weight, which is 1: they are
+# set to 0. Products of two of them are then normal numbers: with subnormal ones, below 2^-126 in float32, a matrix
+# product takes ten times as long on CPUs of Intel.
+LOWEST_EXPONENT = {torch.float32: -62.0, torch.float64: -500.0}
 # Share of the greatest weight on other positions that the gradient of a query may leave out.
 NEGLIGIBLE = 1e-5
 
@@ -316,7 +317,7 @@ class _Grid:
         x = (steps + right * self.block - steps[:, None]) ** 2
         distance = (y[:, None, :, None] + x[None, :, None, :]).reshape(self.block**2, self.block**2)
         decay = torch.exp2(distance * (-math.log2(math.e) / (2 * self.sigma**2)))
-        decay[decay < LOWEST_DECAY] = 0
+        _drop_negligible(decay)
         farthest = ((abs(down) + 1) * self.block - 1) ** 2 + ((abs(right) + 1) * self.block - 1) ** 2
         if farthest <= self.radius**2:
             return decay, None
@@ -331,7 +332,13 @@ def _scores(queries: torch.Tensor, keys: torch.Tensor, within: torch.Tensor | No
 
 
 def _exp2(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-    return torch.sub(scores, top[..., None]).clamp_(min=LOWEST_SCORE).exp2_()
+    # Clamped first: exp2 is slow where it underflows.
+    return _drop_negligible(torch.sub(scores, top[..., None]).clamp_(min=LOWEST_EXPONENT[scores.dtype]).exp2_())
+
+
+def _drop_negligible(weight: torch.Tensor) -> torch.Tensor:
+    """Set to 0 in place what is not above 2^LOWEST_EXPONENT."""
+    return F.threshold_(weight, 2.0 ** LOWEST_EXPONENT[weight.dtype], 0.0)
 
 
 class _TiledAggregation(torch.autograd.Function):
@@ -357,7 +364,8 @@ class _TiledAggregation(torch.autograd.Function):
             if diagonal:
                 weight.diagonal(dim1=-2, dim2=-1).zero_()
             total = weight @ grid.inside[others]
-            part = torch.cat([weight.mul_(decay) @ values[others], total], dim=-1)
+            near = _drop_negligible(weight.mul_(decay))
+            part = torch.cat([near @ values[others], total], dim=-1)
             new_top = torch.maximum(top[queries], tile_top)
             part *= torch.exp2(tile_top - new_top)[..., None]
             merged = sums[queries] * torch.exp2(top[queries] - new_top)[..., None] + part
@@ -419,9 +427,9 @@ class _TiledAggregation(torch.autograd.Function):
             score_grad = slope[queries] @ values[others].transpose(-2, -1)
             if epsilon:
                 score_grad.mul_(decay).sub_(epsilon * mean[queries]).mul_(weight)
-                weight.mul_(decay)
+                _drop_negligible(weight.mul_(decay))
             else:
-                score_grad.mul_(weight.mul_(decay))
+                score_grad.mul_(_drop_negligible(weight.mul_(decay)))
             grad_values[others] += weight.transpose(-2, -1) @ grad[queries]
             return score_grad
 

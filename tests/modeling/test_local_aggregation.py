@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blpseg.modeling.local_aggregation import IMPLEMENTATIONS, local_aggregation
 from blpseg.utils.errors import BLPSegError
@@ -229,6 +230,35 @@ def test_memory_of_tiled_is_linear(monkeypatch):
             local_aggregation(logits.requires_grad_(), features.requires_grad_(), 6.0, impl="tiled")
         saved[side] = total
     assert saved[64] <= 4.2 * saved[32]
+
+
+class Subnormal(TorchDispatchMode):
+    """The share of subnormal numbers among those that matrix products take."""
+
+    found, taken = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.bmm.default:
+            self.found += sum(int(((x != 0) & (x.abs() < 2.0**-126)).sum()) for x in args)
+            self.taken += sum(x.numel() for x in args)
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def share(cls, impl, case):
+        with cls() as seen:
+            run(impl, *case)
+        return seen.found / seen.taken
+
+
+@pytest.mark.parametrize("impl", ["tiled", "window"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_matrices_take_no_subnormal_numbers(impl, kind):
+    """CPUs of Intel multiply them ten times as slowly."""
+    assert Subnormal.share(impl, make_case(kind)) < 1e-6
+
+
+def test_the_formula_takes_subnormal_numbers():
+    assert Subnormal.share("dense", make_case("smooth")) > 1e-3
 
 
 def test_auto_traces_to_plain_operations_with_dynamic_size():
