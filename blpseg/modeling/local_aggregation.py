@@ -233,9 +233,9 @@ BLOCK_CUDA = 32  # fewer and larger launches
 CHUNK_SCORES = 1 << 19  # scores worked on at a time on a CPU: 2 MB in float32
 CHUNK_SCORES_CUDA = 1 << 22  # of the size of a large GPU's cache
 SQRT_LOG2E = math.sqrt(math.log2(math.e))
-# Weights and decays below 2^-62, by type, count for nothing beside EPSILON times the greatest weight, which is 1: they are
-# set to 0. Products of two of them are then normal numbers: with subnormal ones, below 2^-126 in float32, a matrix
-# product takes ten times as long on CPUs of Intel.
+# Weights and decays up to 2^-62 (float32) count for nothing beside EPSILON times the greatest weight, 1: they are set
+# to 0. Products of two others are then normal numbers. With subnormal ones, below 2^-126, a matrix product takes ten
+# times as long on CPUs of Intel.
 LOWEST_EXPONENT = {torch.float32: -62.0, torch.float64: -500.0}
 # Share of the greatest weight on other positions that the gradient of a query may leave out.
 NEGLIGIBLE = 1e-5
@@ -338,7 +338,7 @@ def _exp2(scores: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
 
 def _drop_negligible(weight: torch.Tensor) -> torch.Tensor:
     """Set to 0 in place what is not above 2^LOWEST_EXPONENT."""
-    return F.threshold_(weight, 2.0 ** LOWEST_EXPONENT[weight.dtype], 0.0)
+    return torch.threshold_(weight, 2.0 ** LOWEST_EXPONENT[weight.dtype], 0.0)
 
 
 class _TiledAggregation(torch.autograd.Function):
