@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -15,6 +16,8 @@ from ..utils.errors import BLPSegError
 from ..utils.files import IMAGE_EXTENSIONS, image_size, index_folder, write_bytes_atomic
 from ..utils.palette import distinct_colors
 from ..utils.yaml_files import merge_mappings, read_config, read_yaml
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 _TEMPLATE = "Folder-Scribble/blpseg_lite.yaml"
@@ -72,7 +75,7 @@ def create_project(
         raise BLPSegError(f"{root / CONFIG}: this project exists; choose another folder, or go on in it")
     _check_classes("--classes", classes)
     present = list_images(root / "images/train") if (root / "images/train").is_dir() else {}
-    photos = list_images(images) if images else {}
+    photos = _photos_to_copy(images) if images else {}
     twice = sorted(present.keys() & photos.keys())
     if twice:
         raise BLPSegError(f"{photos[twice[0]]}: {present[twice[0]]} has the same stem; rename one of them")
@@ -105,7 +108,7 @@ def add_images(root: str | os.PathLike, images: str | os.PathLike, into: str = "
     """
     root = Path(root)
     present = [stem for part in (into, "images/val") if (root / part).is_dir() for stem in list_images(root / part)]
-    photos = {stem: path for stem, path in list_images(images).items() if stem not in present}
+    photos = {stem: path for stem, path in _photos_to_copy(images).items() if stem not in present}
     for path in photos.values():
         image_size(str(path))
     for path in photos.values():
@@ -119,6 +122,19 @@ def list_images(folder: str | os.PathLike) -> dict[str, Path]:
     if not os.path.isdir(folder):
         raise BLPSegError(f"{folder}: no such folder")
     return {stem: Path(path) for stem, path in index_folder(folder).items()}
+
+
+def _photos_to_copy(folder: str | os.PathLike) -> dict[str, Path]:
+    """:func:`list_images`, with a warning of the other files that are not hidden."""
+    photos = list_images(folder)
+    taken = set(photos.values())
+    others = sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path not in taken)
+    others = [name for name in others if not name.startswith(".")]
+    if others:
+        named = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        logger.warning(f"{folder}: {len(others)} other files are left out ({named}); photos are "
+                       f"{', '.join(IMAGE_EXTENSIONS)}")  # fmt: skip
+    return photos
 
 
 def folder_classes(folder: Mapping) -> tuple[list[str], list[tuple[int, int, int]]]:

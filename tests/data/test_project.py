@@ -51,6 +51,13 @@ def test_choice_of_the_validation_photos(made_folder, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_files_that_are_no_photos_are_named(made_folder, tmp_path, caplog):
+    for name in ("moving.gif", "notes.txt", ".hidden"):
+        (made_folder / "images/train" / name).write_bytes(b"x")
+    assert create_project(tmp_path / "a", ["background", "thing"], made_folder / "images/train") == 6
+    assert "2 other files are left out (moving.gif, notes.txt); photos are .jpg" in caplog.text
+
+
 @pytest.mark.parametrize("classes", [["one"], ["a", "a"], ["a", ""], ["a", "b\n"], ["a", "x" * 101]])
 def test_class_names(tmp_path, made_folder, classes):
     with pytest.raises(BLPSegError, match="--classes: "):
