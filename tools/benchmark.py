@@ -62,6 +62,7 @@ def main() -> None:
     import torch
     from tabulate import tabulate
 
+    from blpseg.utils.device import choose_device
     from blpseg.utils.errors import BLPSegError
     from blpseg.utils.files import check_writable
     from research.benchmark.measure import environment
@@ -74,6 +75,7 @@ def main() -> None:
         raise BLPSegError("--amp: mixed precision is for --device cuda")
     if args.output:
         check_writable(args.output)
+    choose_device(args.device)  # sets up the CPU as training does
     if args.threads:
         torch.set_num_threads(args.threads)
     rows, around = [], environment(args.device)
