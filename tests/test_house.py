@@ -103,6 +103,10 @@ def tracked(*patterns):
     return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
 
 
+def test_no_output_of_a_run_is_committed():
+    assert not tracked("*.pth", "*.tfevents.*", "*metrics.json", "*last_checkpoint")
+
+
 def test_nothing_names_a_folder_that_a_clone_lacks():
     files = [path for path in tracked("*.py", "*.md", "*.yaml", "Makefile") if "tests" not in path.parts]
     assert not [path for path in files if "../" + "shared" in path.read_text()]
