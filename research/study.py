@@ -240,8 +240,9 @@ class _Pool:
         finally:
             for process in running:
                 process.terminate()  # it saves its state
-            for process in running:
+            for process, (run, _, began) in running.items():
                 process.wait()
+                self._spend(run, time.monotonic() - began)
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return int(failed)
@@ -270,10 +271,16 @@ class _Pool:
         content = json.dumps({"given": given, "seconds": seconds})
         write_bytes_atomic(os.path.join(folder, "run.json"), content.encode())
 
-    def _finish(self, run: Run, status: int, seconds: float) -> None:
+    def _spend(self, run: Run, seconds: float) -> float:
+        """Add to the seconds that a run has taken, over all starts of the study, and return them."""
         folder = os.path.join(self.output, run.folder)
         total = seconds + _read_json(os.path.join(folder, "run.json"))["seconds"]
         self._note(folder, [run.config, *run.options], total)
+        return total
+
+    def _finish(self, run: Run, status: int, seconds: float) -> None:
+        folder = os.path.join(self.output, run.folder)
+        total = self._spend(run, seconds)
         if status:
             raise BLPSegError(f"{_last_line(os.path.join(folder, 'console.txt'))} (status {status}; see {folder})")
         scores, curve, iterations = _measured(self.study.metrics, folder)

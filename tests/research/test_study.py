@@ -102,6 +102,8 @@ def test_killed_and_started_again(tmp_path, load, command, capfd):
             assert time.monotonic() < deadline, "the trainer lives on without its study"
             time.sleep(0.02)
     assert "interrupted; the same command goes on" in capfd.readouterr().err
+    spent = json.loads((first.parent / "run.json").read_text())["seconds"]
+    assert spent > 0  # of the start that SIGTERM ended
     (tmp_path / "wait").unlink()
     assert run_study(study, str(tmp_path), command=command, jobs=2) == 0
     rows = rows_of(tmp_path)
@@ -111,6 +113,7 @@ def test_killed_and_started_again(tmp_path, load, command, capfd):
     assert {(r["loss"], r["rare"], r["iterations"], r["device"]) for r in rows} == {("1.5000", "nan", "20", "cpu")}
     assert shlex.split(rows[0]["options"])[:2] == ["SOLVER.MAX_ITER", "4"] and rows[0]["config"] == CONFIG
     assert all(r["git_revision"] and r["finished"] and float(r["seconds"]) > 0 for r in rows)
+    assert float(rows[0]["seconds"]) > spent - 0.1  # which the CSV file rounds
     assert first.read_text().splitlines()[-1].split()[2:] == ["1", f"{tmp_path}/data"]
     points = read_rows(str(tmp_path / "curves.csv"))
     assert [(p["iteration"], p["mIoU"]) for p in points["toy", "BLP", 1]] == [("10", "31.0000")]
