@@ -258,7 +258,7 @@ def test_products_of_matrices_take_no_subnormal_numbers(impl, kind):
 
 
 def test_the_formula_takes_subnormal_numbers():
-    assert Subnormal.share("dense", make_case("smooth")) > 1e-3
+    assert Subnormal.share("dense", make_case("smooth")) > 1e-5  # how many depends on the CPU's exp
 
 
 def test_auto_traces_to_plain_operations_with_dynamic_size():
