@@ -2,6 +2,7 @@
 """Train and evaluate a model: one way for one process, several GPUs, several machines."""
 
 from blpseg import engine, get_cfg
+from blpseg.config import load_config
 from blpseg.engine.interrupt import STOP
 from blpseg.utils.cli import parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
@@ -20,8 +21,8 @@ examples:
     torchrun --nproc-per-node 8 tools/train_net.py --config-file C
 
 exit status: 0 done; 1 an error, reported in one line; 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
-docs/TRAINING.md says more. To change the model, the data or the evaluation, copy this file and override a build_*
-method of Trainer (docs/EXTENDING.md).
+docs/TRAINING.md says more. To change the model, the data or the evaluation, call main with a Trainer of yours, or copy
+this file (docs/EXTENDING.md).
 """
 
 
@@ -29,38 +30,43 @@ def parser():
     return engine.argument_parser(__doc__, EXAMPLES)
 
 
-def setup(args):
-    """The config of the command line. For keys of your own: ``get_cfg()``, add them, then ``load_config``."""
-    cfg = get_cfg(args.config_file, args.opts)
+def setup(args, add_keys=None):
+    """The config of the command line. ``add_keys(cfg)`` adds the keys of a project that builds on this one."""
+    cfg = get_cfg()
+    if add_keys is not None:
+        add_keys(cfg)
+    load_config(cfg, args.config_file, args.opts)
     if not (cfg.DATASETS.TRAIN or args.eval_only or args.replay):
         raise BLPSegError("config: DATASETS.TRAIN is empty; give a recipe with --config-file, or name a data set")
     return cfg
 
 
-def evaluate(cfg, args):
-    model = engine.Trainer.build_model(cfg)
+def evaluate(cfg, args, trainer_class):
+    model = trainer_class.build_model(cfg)
     engine.load_trained(cfg, model, resume=args.resume, trust=args.trust_checkpoint)
-    return engine.Trainer.test(cfg, model)
+    return trainer_class.test(cfg, model)
 
 
-def work(cfg, args):
+def work(cfg, args, trainer_class=None):
     """What each process does."""
+    trainer_class = trainer_class or engine.Trainer  # imported here, since --help does not need it
     engine.default_setup(cfg, args)
     if args.replay:
         return engine.replay(args.replay, cfg.MODEL.DEVICE)
     if args.eval_only:
-        return evaluate(cfg, args)
-    trainer = engine.Trainer(cfg)
+        return evaluate(cfg, args, trainer_class)
+    trainer = trainer_class(cfg)
     trainer.resume_or_load(resume=args.resume, trust=args.trust_checkpoint)
     return trainer.train()
 
 
-def main():
+def main(trainer_class=None, add_keys=None):
+    """The command line, with ``Trainer`` or a subclass of it, and perhaps with config keys of one's own."""
     STOP.install()  # a signal while PyTorch is imported ends the run with a line too
     args = parse_with_opts(parser())
-    cfg = setup(args)  # mistakes in it are reported before any process starts
+    cfg = setup(args, add_keys)  # mistakes in it are reported before any process starts
     processes = (args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
-    return engine.launch(work, *processes, args=(cfg, args), device=cfg.MODEL.DEVICE)
+    return engine.launch(work, *processes, args=(cfg, args, trainer_class), device=cfg.MODEL.DEVICE)
 
 
 if __name__ == "__main__":

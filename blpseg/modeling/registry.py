@@ -15,7 +15,10 @@ def look_up(registry: Registry, name: str, key: str):
     has, if it has none such."""
     if name not in registry:
         known = ", ".join(sorted(known for known, _ in registry))
-        raise BLPSegError(f"{key}: {name!r} is unknown; choose among {known}")
+        raise BLPSegError(
+            f"{key}: {name!r} is unknown; choose among {known}; "
+            "one of your own needs the script that registers it (docs/EXTENDING.md)"
+        )
     return registry.get(name)
 
 

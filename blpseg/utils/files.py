@@ -288,7 +288,7 @@ def write_bytes_atomic(path: str, data: bytes, *, durable: bool = False) -> None
 
 
 def write_json(path: str, content: object) -> None:
-    """Write nested dicts and lists as JSON, None for every number that is NaN or infinite."""
+    """Write nested dicts and lists as JSON, see :func:`without_nan`."""
     text = json.dumps(without_nan(content), indent=2, allow_nan=False)
     write_bytes_atomic(path, f"{text}\n".encode())
 
@@ -301,11 +301,13 @@ def write_csv(path: str, rows: Iterable[Iterable]) -> None:
 
 
 def without_nan(content):
-    """A copy of nested dicts and lists with None for each NaN or infinite float, which JSON cannot hold."""
+    """A copy of nested dicts and lists for JSON: Python's numbers for NumPy's, None for NaN and infinity."""
     if isinstance(content, Mapping):
         return {key: without_nan(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [without_nan(value) for value in content]
+    if hasattr(content, "item"):
+        content = content.item()
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

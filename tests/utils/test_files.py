@@ -216,6 +216,7 @@ def test_what_has_no_value_is_null_in_json():
         "b": {"c": None, "d": [None, None]},
         "e": None,
     }
+    assert repr(without_nan([np.float32(0.5), np.int64(3), np.float64(nan)])) == "[0.5, 3, None]"
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(touched) (w) file closefile\nshowpage\n"
