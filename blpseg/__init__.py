@@ -26,23 +26,20 @@ when_imported("detectron2.data", lambda: importlib.import_module("blpseg.data.da
 when_imported("detectron2.evaluation.sem_seg_evaluation", let_evaluator_copy)
 
 
-def get_cfg(config_file="", opts=()):
+def get_cfg(config_file="", opts=(), add_keys=None):
     """:func:`blpseg.config.get_cfg`, with the folder data set that the config names put in the catalog."""
     from . import config
     from .data.datasets import register_datasets
 
-    cfg = config.get_cfg(config_file, opts)
+    cfg = config.get_cfg(config_file, opts, add_keys)
     register_datasets(cfg)
     return cfg
 
 
+_MODULES = {"add_blpseg_config": "config", "Predictor": "evaluation.predictor"}
+
+
 def __getattr__(name):
-    if name == "add_blpseg_config":
-        from .config import add_blpseg_config
-
-        return add_blpseg_config
-    if name == "Predictor":
-        from .evaluation.predictor import Predictor
-
-        return Predictor
-    raise AttributeError(f"module 'blpseg' has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -252,19 +252,22 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.REPORT.PANELS = 10  # best and worst images drawn, each
 
 
-def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
+def get_cfg(config_file: str = "", opts: Sequence = (), add_keys: Callable[[CN], object] | None = None) -> CN:
     """Detectron2's defaults + BLPSeg's + a YAML file (with ``_BASE_``) + ``KEY VALUE`` pairs, validated.
 
     Args:
         config_file: path of a YAML file, or the name of one of BLPSeg's own (``Synthetic-Scribble/blpseg_tiny.yaml``)
             where no such path exists, or "" for the defaults alone.
         opts: alternating keys and values, as on the command line.
+        add_keys: called with the defaults; adds the keys of a project that builds on this one.
 
     Raises:
         BLPSegError: as :func:`load_config`.
     """
     cfg = get_detectron2_cfg()
     add_blpseg_config(cfg)
+    if add_keys is not None:
+        add_keys(cfg)
     load_config(cfg, config_file, opts)
     return cfg
 
@@ -272,8 +275,7 @@ def get_cfg(config_file: str = "", opts: Sequence = ()) -> CN:
 def load_config(cfg: CN, config_file: str = "", opts: Sequence = ()) -> None:
     """Merge a YAML file and ``KEY VALUE`` pairs into ``cfg`` in place and validate it.
 
-    For a script with keys of its own: ``cfg = get_cfg()``, add the keys, then ``load_config(cfg, args.config_file,
-    args.opts)``. Detectron2's ``cfg.merge_from_file`` works as well, without the checks.
+    :func:`get_cfg` calls it. Detectron2's ``cfg.merge_from_file`` works as well, without the checks.
 
     Args:
         cfg: Detectron2's config with BLPSeg's keys and perhaps others.
@@ -316,12 +318,9 @@ def _find_config(name: str) -> str:
     raise BLPSegError(f"{name}: no such config file")
 
 
-def flatten(node: dict, prefix: str = "") -> dict[str, object]:
+def flatten(node: dict) -> dict[str, object]:
     """The values of a config (``CfgNode`` or what its YAML holds) by dotted key: ``SOLVER.MAX_ITER``."""
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    return {key: value for key, value in _entries(node) if not isinstance(value, dict)}
 
 
 def _merge(cfg: CN, merge: Callable[[], object], source: str, given: dict) -> None:
@@ -358,9 +357,9 @@ _KINDS: dict[type | tuple[type, ...], str] = {
 }
 
 
-def _entries(node: CN, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _entries(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every (dotted key, value or node) below ``node``."""
     for key, value in node.items():
         yield prefix + key, value
-        if isinstance(value, CN):
+        if isinstance(value, dict):
             yield from _entries(value, f"{prefix}{key}.")

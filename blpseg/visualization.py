@@ -74,17 +74,10 @@ def labelled_overlay(
     return _below([picture, legend(names, colors, picture.shape[1], shown, _no_label(len(names), label))])
 
 
-def heat_map(values: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """(H, W) numbers -> (H, W, 3) uint8, dark for ``low`` to bright for ``high``."""
-    scaled = np.clip((np.asarray(values, np.float32) - low) / (high - low), 0, 1)
+def heat_map(values: np.ndarray) -> np.ndarray:
+    """(H, W) numbers -> (H, W, 3) uint8, dark for 0 to bright for 1."""
+    scaled = np.clip(np.asarray(values, np.float32), 0, 1)
     return cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-
-
-def color_bar(title: str, low: float, high: float) -> np.ndarray:
-    """What the colours of :func:`heat_map` mean, in a line of text: (24, w, 3) uint8."""
-    ramp = np.full((24, 160, 3), _PAPER, np.uint8)
-    ramp[4:20] = heat_map(np.linspace(0, 1, 160)[None])
-    return _beside([_words(f"{title}: {low:g}"), ramp, _words(f"{high:g}")], gap=0)
 
 
 def legend(
@@ -166,7 +159,8 @@ def result_panels(
     over, heat_maps, maps = over or {}, heat_maps or {}, maps or {}
     shown, laid = {"image": image}, list(over.values())
     if scribble is not None:
-        shown["scribble"] = _strokes(image, scribble, colors)
+        thick = thicken(scribble, max(1, round(min(scribble.shape) / 200)), len(colors))
+        shown["scribble"] = overlay(image, thick, colors, alpha=1.0)
         laid.append(scribble)
     shown |= {title: overlay(image, label, colors) for title, label in over.items()}
     shown |= {title: heat_map(values) for title, values in heat_maps.items()}
@@ -179,7 +173,9 @@ def result_panels(
     present = _present(len(names), *laid, *maps.values())
     parts = [grid, legend(names, colors, grid.shape[1], present, others)]
     if heat_maps:
-        parts.append(color_bar(", ".join(heat_maps), 0, 1))
+        ramp = np.full((24, 160, 3), _PAPER, np.uint8)
+        ramp[4:20] = heat_map(np.linspace(0, 1, 160)[None])
+        parts.append(_beside([_words(f"{', '.join(heat_maps)}: 0"), ramp, _words("1")], gap=0))
     return _below(parts)
 
 
@@ -199,11 +195,6 @@ def _no_label(num_classes: int, *labels: np.ndarray, color=UNLABELLED_COLOR) -> 
 def _present(num_classes: int, *labels: np.ndarray) -> list[int]:
     values = {int(v) for label in labels for v in np.unique(label)}
     return sorted(v for v in values if 0 <= v < num_classes)
-
-
-def _strokes(image: np.ndarray, scribble: np.ndarray, colors: Sequence[Sequence[int]]) -> np.ndarray:
-    radius = max(1, round(min(scribble.shape) / 200))
-    return overlay(image, thicken(scribble, radius, len(colors)), colors, alpha=1.0)
 
 
 def _known(label: np.ndarray, num_classes: int) -> np.ndarray:

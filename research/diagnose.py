@@ -27,12 +27,11 @@ from blpseg.data.datasets import load_records
 from blpseg.evaluation.inference import class_map
 from blpseg.evaluation.predictor import load_model
 from blpseg.evaluation.report import mean_iou
-from blpseg.evaluation.sem_seg import read_ground_truth
 from blpseg.modeling.local_aggregation import aggregation_weights
 from blpseg.modeling.outputs import upsample
 from blpseg.utils.cli import add_debug_flag, count, run_command
 from blpseg.utils.errors import BLPSegError
-from blpseg.utils.files import check_writable, read_image, read_label, write_json
+from blpseg.utils.files import check_writable, read_image, read_label_of, write_json
 from blpseg.utils.geometry import DISTANCE_EDGES, boundary_distance, distance_bins
 from blpseg.utils.labels import IGNORED
 
@@ -168,10 +167,11 @@ def diagnose(model, records: list[dict], ignore_label: int, image_format: str, s
         raise BLPSegError("no image has both a scribble and a dense mask; name another data set")
     diagnosis = Diagnosis(model)
     for record in tqdm(records, desc="images", disable=None):
-        image, scribble = read_image(record["file_name"], image_format), read_label(record["scribble_file_name"])
-        mask = read_ground_truth(record["sem_seg_file_name"], record["file_name"], image.shape[:2], ignore_label)
-        if scribble.shape != mask.shape:
-            raise BLPSegError(f"{record['scribble_file_name']}: not of the size of {record['file_name']}")
+        image = read_image(record["file_name"], image_format)
+        scribble, mask = (
+            read_label_of(record["file_name"], record[key], image.shape[:2], ignore)
+            for key, ignore in (("scribble_file_name", IGNORED), ("sem_seg_file_name", ignore_label))
+        )
         for kind, label in (("scribble", scribble), ("sem_seg", mask)):
             if (unknown := label[(label != IGNORED) & (label >= model.num_classes)]).size:
                 name = record[f"{kind}_file_name"]

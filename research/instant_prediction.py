@@ -35,8 +35,8 @@ from blpseg.data.datasets import load_records
 from blpseg.modeling.local_aggregation import local_aggregation
 from blpseg.scribbles import simulate_scribble
 from blpseg.utils.cli import add_debug_flag, count, run_command
-from blpseg.utils.files import read_label
-from blpseg.utils.labels import IGNORED
+from blpseg.utils.files import read_label_of
+from research.simulated_annotator import photo_iou
 
 LARGE = 2000, 1500
 
@@ -50,8 +50,7 @@ def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[in
         masks = {}
         for record in records:
             image = cv2.imread(record["file_name"])
-            mask = read_label(record["sem_seg_file_name"])
-            mask = np.where(mask == ignore, np.uint8(255), mask)
+            mask = read_label_of(record["file_name"], record["sem_seg_file_name"], image.shape[:2], ignore)
             if size:
                 image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
                 mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
@@ -68,13 +67,10 @@ def measure(records: list[dict], classes: list[str], ignore: int, size: tuple[in
                     client.put(f"/api/strokes/{name}", json={"strokes": part})
                     answer = client.post(f"/api/predict/{name}")
                     times.append(time.process_time() - began)
-                prediction = _indices(answer.content)
-                prediction = np.where(mask == IGNORED, IGNORED, prediction)
-                ious = [((prediction == c) & (mask == c)).sum() / ((prediction == c) | (mask == c)).sum()
-                        for c in np.setdiff1d(mask, 255)]  # fmt: skip
-                scores.append(np.mean(ious))
+                prediction = np.asarray(Image.open(io.BytesIO(answer.content)))
+                scores.append(photo_iou(prediction, mask, len(classes)))
     shown = f"{size[0]} x {size[1]}" if size else "as they are"
-    print(f"{len(scores)} photographs {shown}: mean IoU {100 * np.mean(scores):.1f} (worst {100 * min(scores):.0f})\n"
+    print(f"{len(scores)} photographs {shown}: mean IoU {np.mean(scores):.1f} (worst {min(scores):.0f})\n"
           f"    CPU seconds, median and 95th percentile: {np.median(later):.2f}, {np.percentile(later, 95):.2f}; "
           f"first stroke {np.median(first):.2f}, {np.percentile(first, 95):.2f}", flush=True)  # fmt: skip
 
@@ -94,10 +90,6 @@ def lam(features: instant.Features, logits: np.ndarray, classes: np.ndarray) -> 
 
 
 SHARPEN = {"guided filter": instant.guided, "bilinear": bilinear, "LAM": lam}
-
-
-def _indices(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)))
 
 
 def main() -> None:

@@ -41,10 +41,10 @@ from PIL import Image
 from blpseg.annotate.regions import region_strokes
 from blpseg.data.datasets import load_records
 from blpseg.evaluation.report import mean_iou
-from blpseg.evaluation.sem_seg import read_ground_truth
 from blpseg.scribbles import simulate_scribble
 from blpseg.utils.cli import add_debug_flag, count, parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
+from blpseg.utils.files import read_label_of
 from blpseg.utils.labels import IGNORED
 from blpseg.utils.parallel import die_with
 from blpseg.utils.yaml_files import read_yaml
@@ -241,7 +241,7 @@ def select(dataset: str, limit: int, only: list[str]) -> tuple[dict[Path, np.nda
     masks = {}
     for record in load_records(dataset):
         size = record["height"], record["width"]
-        mask = read_ground_truth(record["sem_seg_file_name"], record["file_name"], size, ignored)
+        mask = read_label_of(record["file_name"], record["sem_seg_file_name"], size, ignored)
         if np.isin(mask, [*kept, IGNORED]).all():
             masks[Path(record["file_name"])] = number[mask]
     chosen = list(masks)[:: max(1, len(masks) // limit)][:limit]

@@ -2,7 +2,6 @@
 """Train and evaluate a model: one way for one process, several GPUs, several machines."""
 
 from blpseg import engine, get_cfg
-from blpseg.config import load_config
 from blpseg.engine.interrupt import STOP
 from blpseg.utils.cli import parse_with_opts, run_command
 from blpseg.utils.errors import BLPSegError
@@ -32,10 +31,7 @@ def parser():
 
 def setup(args, add_keys=None):
     """The config of the command line. ``add_keys(cfg)`` adds the keys of a project that builds on this one."""
-    cfg = get_cfg()
-    if add_keys is not None:
-        add_keys(cfg)
-    load_config(cfg, args.config_file, args.opts)
+    cfg = get_cfg(args.config_file, args.opts, add_keys)
     if not (cfg.DATASETS.TRAIN or args.eval_only or args.replay):
         raise BLPSegError("config: DATASETS.TRAIN is empty; give a recipe with --config-file, or name a data set")
     return cfg

@@ -70,7 +70,7 @@ def _annotations(names):
     from detectron2.data import MetadataCatalog
 
     from blpseg.data.datasets import load_records
-    from blpseg.utils.files import read_image, read_label
+    from blpseg.utils.files import read_image, read_label_of
     from blpseg.visualization import result_panels
 
     for name in names:
@@ -80,9 +80,7 @@ def _annotations(names):
             labels = {}
             for key, part in (("scribble_file_name", "scribble"), ("sem_seg_file_name", "mask")):
                 if key in record:
-                    labels[part] = read_label(record[key])
-                    if labels[part].shape != image.shape[:2]:
-                        raise BLPSegError(f"{record[key]}: not of the size of its image {record['file_name']}")
+                    labels[part] = read_label_of(record["file_name"], record[key], image.shape[:2])
             stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
             scribble = labels.pop("scribble", None)
             yield f"{name}_{stem}", result_panels(image, metadata, scribble=scribble, over=labels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -16,8 +15,6 @@ from ..scribbles.rasterize import UNANNOTATED
 from ..utils.files import read_image, write_bytes_atomic, write_png_atomic
 from .instant import Instant
 from .store import Project
-
-__all__ = ["export"]
 
 _NNUNET = "nnunet/Dataset001_scribbles"
 
@@ -38,7 +35,11 @@ def export(project: Project, instant: Instant) -> list[str]:
     coco = {"images": [], "annotations": [],
             "categories": [{"id": i, "name": name} for i, name in enumerate(project.classes)]}  # fmt: skip
     tasks = []
-    for number, (photo, label) in enumerate(_predictions(project, instant), 1):
+    for photo in project.photos.values():
+        label, source = instant.predict(photo)
+        if source == "none":
+            continue
+        number = len(coco["images"]) + 1
         path = project.root / "predictions" / f"{photo.stem}.png"
         write_png_atomic(str(path), label)
         files.append(path)
@@ -56,13 +57,6 @@ def export(project: Project, instant: Instant) -> list[str]:
     files.append(folder / "label_studio_config.xml")
     files += _nnunet(project, folder / _NNUNET)
     return [os.path.relpath(path, project.root) for path in files]
-
-
-def _predictions(project: Project, instant: Instant) -> Iterator[tuple]:
-    for photo in project.photos.values():
-        label, source = instant.predict(photo)
-        if source != "none":
-            yield photo, label
 
 
 def _coco_mask(class_id: int, mask: np.ndarray) -> dict:

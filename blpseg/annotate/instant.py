@@ -115,11 +115,12 @@ class Instant:
         return path if os.path.exists(path) else None
 
     def features(self, photo: Photo, model: str | None) -> Features:
-        key = (photo.name, photo.path.stat().st_mtime_ns, model and os.stat(model).st_mtime_ns)
+        classes = len(self.project.classes)  # the page can add one
+        key = (photo.name, photo.path.stat().st_mtime_ns, model and os.stat(model).st_mtime_ns, classes)
         if key not in self._known:
             features = self._compute(photo)
             if model:
-                _add_model(features, model, len(self.project.classes))
+                _add_model(features, model, classes)
             self._known[key] = features
         self._known.move_to_end(key)
         while len(self._known) > _IN_MEMORY:
@@ -134,14 +135,13 @@ class Instant:
         guide = cv2.resize(small, grid[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         path = str(self.folder / f"{photo.stem}.npz")
         stamp = np.array([_FORMAT, photo.path.stat().st_mtime_ns, height, width])
-        levels = _read_levels(path, stamp)
-        if levels is None:
-            levels = self._extract(small)
-            arrays = {f"level{i}": level.astype(np.float16) for i, level in enumerate(levels)}
+        arrays = load_arrays(path)
+        if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
+            arrays = {f"level{i}": level.astype(np.float16) for i, level in enumerate(self._extract(small))}
             save_arrays(path, stamp=stamp, **arrays)
         lab = cv2.cvtColor(guide, cv2.COLOR_RGB2LAB) / 100
         color = np.concatenate([lab, cv2.blur(lab, (3, 3))], axis=2).transpose(2, 0, 1)
-        maps = [(2**i, np.float32(level)) for i, level in enumerate(levels)]
+        maps = [(2**i, np.float32(arrays[f"level{i}"])) for i in range(len(arrays))]
         return Features(image, [*maps, (1, color)], grid, guide)
 
     def _extract(self, image: np.ndarray) -> list[np.ndarray]:
@@ -327,8 +327,7 @@ def _sample(level: np.ndarray, place: Sequence[np.ndarray], factor: int = 1) -> 
 def _enlarge(maps: np.ndarray, factor: int, grid: tuple[int, int]) -> np.ndarray:
     """Maps (C, h, w) brought to the grid; their padding beyond it is cut off."""
     if factor > 1:
-        size = maps.shape[2] * factor, maps.shape[1] * factor
-        maps = np.stack([cv2.resize(m, size, interpolation=cv2.INTER_LINEAR) for m in np.float32(maps)])
+        maps = _to_grid(maps, (maps.shape[1] * factor, maps.shape[2] * factor))
     return maps[:, : grid[0], : grid[1]]
 
 
@@ -345,13 +344,6 @@ def _add_model(features: Features, path: str, classes: int) -> None:
 
 def _to_grid(maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return np.stack([cv2.resize(np.float32(m), grid[::-1], interpolation=cv2.INTER_LINEAR) for m in maps])
-
-
-def _read_levels(path: str, stamp: np.ndarray) -> list[np.ndarray] | None:
-    arrays = load_arrays(path)
-    if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
-        return None
-    return [arrays[f"level{i}"] for i in range(len(arrays))]
 
 
 def model_path(root: str | os.PathLike, stem: str) -> str:

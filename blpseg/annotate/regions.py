@@ -5,8 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-__all__ = ["region_at", "region_strokes"]
-
 
 def region_at(label: np.ndarray, row: int, column: int) -> np.ndarray:
     """The pixels of one value that are connected (8 neighbours) with the pixel at (row, column): (H, W) bool."""

@@ -35,8 +35,6 @@ try:
 except ImportError as missing:
     raise BLPSegError(f"the annotator needs {missing.name}: pip install 'blpseg[annotate]'") from None
 
-__all__ = ["create_app", "serve"]
-
 STATIC = Path(__file__).parent / "static"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _COOKIE = "blpseg_token"

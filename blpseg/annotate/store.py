@@ -21,12 +21,10 @@ from ..data.project import CONFIG, add_images, create_project, folder_classes, l
 from ..scribbles._untrusted import parse_json, pixel_points
 from ..scribbles.rasterize import UNANNOTATED, rasterize_strokes
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import image_size, lock_file, read_label, write_bytes_atomic
+from ..utils.files import image_size, lock_file, read_label, read_label_of, write_bytes_atomic
 from ..utils.made import is_up_to_date, stamp, write_label
 from ..utils.yaml_files import read_config
 from .regions import region_strokes
-
-__all__ = ["Conflict", "MAX_BODY", "Photo", "Project", "Unknown"]
 
 # Far beyond what a person draws on a photo, and little enough to be handled at once.
 MAX_BODY = 8 << 20  # bytes of a request
@@ -95,7 +93,9 @@ class Project:
                 set_classes(self.config_path, list(classes))
             if images:
                 add_images(self.root, images)
-        self._lock, self._class_lock = self._claim(), threading.Lock()
+        self._lock, self._class_lock = lock_file(str(self.root / ".lock")), threading.Lock()
+        if self._lock is None:
+            raise BLPSegError(f"{self.root}: another annotator serves this project; end it, or use its page")
         self._drawn: tuple[str, list[dict], np.ndarray] = "", [], np.empty(0, np.uint8)  # the photo under the pen
         self._read()
         self._load_photos()
@@ -107,12 +107,6 @@ class Project:
         self.classes, self.colors = folder_classes(folder)
         self._images = self.root / folder["TRAIN_IMAGES"]
         self._scribbles = self.root / folder["TRAIN_SCRIBBLES"]
-
-    def _claim(self):
-        lock = lock_file(str(self.root / ".lock"))
-        if lock is None:
-            raise BLPSegError(f"{self.root}: another annotator serves this project; end it, or use its page")
-        return lock
 
     def close(self) -> None:
         """Let another process have the project."""
@@ -231,21 +225,12 @@ class Project:
         strokes = []
         if self.label_path(photo).exists():
             path = str(self.label_path(photo))
-            label = read_label(path)
-            if label.shape != (photo.height, photo.width):
-                raise BLPSegError(f"{path}: {label.shape[1]} x {label.shape[0]} pixels, the photo has "
-                                  f"{photo.width} x {photo.height}; correct the label")  # fmt: skip
+            label = read_label_of(str(photo.path), path, (photo.height, photo.width))
             if ((label >= len(self.classes)) & (label != UNANNOTATED)).any():
                 raise BLPSegError(f"{path}: has values beyond the {len(self.classes)} classes and 255; correct it")
             for number in np.setdiff1d(np.unique(label), UNANNOTATED):
                 strokes += region_strokes(label == number, int(number))
         return {"image": photo.name, "width": photo.width, "height": photo.height, "version": 0, "strokes": strokes}
-
-    def _stored_label(self, photo: Photo) -> np.ndarray | None:
-        try:
-            return read_label(str(self.label_path(photo)))
-        except BLPSegError:
-            return None  # missing or damaged: it can be drawn anew
 
     def _write_label(self, photo: Photo, document: dict) -> None:
         label = self.rasterize(photo, document)
@@ -254,7 +239,10 @@ class Project:
     def _keep_foreign_label(self, photo: Photo, stored: dict) -> None:
         """Nothing that somebody else drew is overwritten: a label that is not ours moves to scribbles/replaced."""
         path = self.label_path(photo)
-        label = self._stored_label(photo)
+        try:
+            label = read_label(str(path))
+        except BLPSegError:
+            label = None  # missing or damaged: it can be drawn anew
         # One that carries the digest of its own pixels is ours, though a kill left it older than the strokes.
         ours = label is not None and is_up_to_date(str(path), _stamp(label))
         if path.exists() and not ours and not np.array_equal(label, self.rasterize(photo, stored)):

@@ -19,13 +19,10 @@ from ..utils.errors import BLPSegError, describe
 from .instant import model_path
 from .store import Project
 
-__all__ = ["Training", "scored"]
-
 MOST_ITERATIONS = 1_000_000
 _KEPT_RUNS = 2
 _ITERATIONS = 800  # where the config names none
 _LINES = 50  # of progress in a run
-_MARKER = ".cache/model/made_from"  # which weights the predictions come from
 
 
 class Training:
@@ -34,6 +31,7 @@ class Training:
     def __init__(self, project: Project):
         self.project = project
         self.models = project.root / "models"
+        self._marker = project.root / ".cache/model/made_from"  # which weights the predictions come from
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._thread: threading.Thread | None = None
@@ -43,7 +41,7 @@ class Training:
         self._run: Path | None = None
         self._iterations = self._predicted = self._passes = 0
         weights = self.weights()
-        if weights and self._made_from() != _identity(weights):
+        if weights and not (self._marker.exists() and self._marker.read_text() == _identity(weights)):
             self._begin(lambda: self._predict(weights))
 
     def weights(self) -> Path | None:
@@ -142,8 +140,7 @@ class Training:
         self._state, self._predicted = "predicting", 0
         arguments = [str(self.project.config_path), str(weights), str(self.project.root)]
         if self._call([sys.executable, "-W", "ignore", "-m", "blpseg.annotate.predict_all", *arguments]):
-            marker = self.project.root / _MARKER
-            marker.write_text(_identity(weights))
+            self._marker.write_text(_identity(weights))
             self._passes += 1
 
     def _call(self, command: Sequence[str]) -> bool:
@@ -175,10 +172,6 @@ class Training:
             shutil.rmtree(old)  # ours, and a later run goes on from what it had learned
         number = int(runs[-1].name[4:]) + 1 if runs else 1
         return self.models / f"run_{number:03}"
-
-    def _made_from(self) -> str:
-        marker = self.project.root / _MARKER
-        return marker.read_text() if marker.exists() else ""
 
 
 def scored(project: Project) -> list[dict]:

@@ -116,7 +116,7 @@ def convert(state: Mapping[str, torch.Tensor], file: str, unannotated_weight: fl
         return _resnet(state, file, "torchvision ResNet", _PLAIN_STEM, "basic")
     raise BLPSegError(
         f"{file}: not recognised as a BLPSeg checkpoint (published or ours) nor as a ResNet of torchvision's or "
-        f"the deep-stem layout; first keys: {_first(state)}"
+        f"the deep-stem layout; first keys: {', '.join(list(state)[:5])}"
     )
 
 
@@ -236,7 +236,3 @@ def _require(result: Conversion, file: str, keys: list[str]) -> None:
             f"{file}: looks like a {result.source} but {len(missing)} tensors are missing, "
             f"e.g. {', '.join(missing[:3])}; the file is incomplete or of another version"
         )
-
-
-def _first(state: Mapping, count: int = 5) -> str:
-    return ", ".join(str(key) for key in list(state)[:count])

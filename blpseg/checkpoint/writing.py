@@ -136,11 +136,8 @@ class Checkpointer:
 
     def iterations(self) -> list[int]:
         """Iterations that have a checkpoint, newest first."""
-        names = (re.fullmatch(r"model_(\d{7,})\.pth", name) for name in self._files())
+        names = (re.fullmatch(r"model_(\d{7,})\.pth", path.name) for path in Path(self.output_dir).glob("model_*.pth"))
         return sorted((int(name[1]) for name in names if name), reverse=True)
-
-    def _files(self) -> list[str]:
-        return os.listdir(self.output_dir) if os.path.isdir(self.output_dir) else []
 
     def save(self, state: dict, iteration: int) -> str:
         """Write the checkpoint of ``iteration``, then delete those beyond ``keep``; the path."""
@@ -179,7 +176,7 @@ class Checkpointer:
 
     def remove_temporary_files(self) -> None:
         """Delete what a killed process was writing. Call it only while no other process writes here."""
-        for name in self._files():
+        for name in os.listdir(self.output_dir):
             if re.fullmatch(r"\.(model_\w+\.pth|last_checkpoint|\w+\.(json|yaml)|dump_\w+\.pth)\.\d+\.tmp", name):
                 os.unlink(os.path.join(self.output_dir, name))
 

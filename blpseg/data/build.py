@@ -208,18 +208,14 @@ class _Loader(torch.utils.data.DataLoader):
         self.batch_sampler.start_iter = iteration
 
     def __iter__(self) -> Iterator[list[dict]]:
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise self._explain(error) from error
-            for sample in batch:
-                if isinstance(sample, BLPSegError):
-                    raise sample
-            yield batch
+        try:
+            for batch in super().__iter__():
+                for sample in batch:
+                    if isinstance(sample, BLPSegError):
+                        raise sample
+                yield batch
+        except RuntimeError as error:
+            raise self._explain(error) from error
 
     def _explain(self, error: RuntimeError) -> Exception:
         """Torch reports a dead worker by its process id; a user needs the file it was reading."""

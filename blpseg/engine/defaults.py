@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..data.datasets import register_datasets
-from ..utils.device import choose_device, device_name
+from ..utils.device import choose_device
 from ..utils.threads import allowed_cpus, busy_cpus, choose_threads
 from .output_dir import claim_output_dir, setup_logging
 
@@ -48,26 +48,18 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         cfg.freeze()
 
 
-def share_cpus() -> str:
-    """Give this process its share of the CPUs that are free, unless OMP_NUM_THREADS says how many threads to use.
-
-    Returns:
-        what decided, for a reader.
-    """
-    if "OMP_NUM_THREADS" in os.environ:
-        return "OMP_NUM_THREADS"
-    cpus, busy = allowed_cpus(), busy_cpus()
-    threads = choose_threads(comm.get_local_size(), cpus, busy)
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-    return f"of {cpus:g} CPUs, {busy:.1f} busy"
-
-
 def announce(wanted: str, device: str) -> None:
-    """Choose threads, and log what this run computes on."""
-    why = share_cpus()
+    """Take this process's share of the free CPUs, unless OMP_NUM_THREADS is set, and log what the run computes on."""
+    why = "OMP_NUM_THREADS"
+    if why not in os.environ:
+        cpus, busy = allowed_cpus(), busy_cpus()
+        threads = choose_threads(comm.get_local_size(), cpus, busy)
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+        why = f"of {cpus:g} CPUs, {busy:.1f} busy"
+    name = f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device
     logger.info(
-        f"{comm.get_world_size()} process(es) on {device_name(device)}, torch {torch.__version__}, "
+        f"{comm.get_world_size()} process(es) on {name}, torch {torch.__version__}, "
         f"{torch.get_num_threads()} thread(s) each ({why})"
     )
     if wanted != device and device == "cpu":

@@ -68,7 +68,12 @@ class Trainer(DefaultTrainer):
         if not logging.getLogger("blpseg").isEnabledFor(logging.INFO):
             setup_logging(rank=comm.get_rank())
         self._wanted_device, self._wanted_seed = cfg.MODEL.DEVICE, cfg.SEED
-        self.cfg = cfg = _completed(cfg)
+        self.cfg = cfg = cfg.clone()  # for this machine, with a seed, frozen
+        cfg.defrost()
+        cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE)
+        if cfg.SEED < 0:
+            cfg.SEED = comm.shared_random_seed() % 2**31
+        cfg.freeze()
         self.max_iter = cfg.SOLVER.MAX_ITER
         register_datasets(cfg)
         seed_all_rng(cfg.SEED)
@@ -285,14 +290,3 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict:
         self._last_eval_results = self.test(self.cfg, self.model)
         return self._last_eval_results
-
-
-def _completed(cfg: CfgNode) -> CfgNode:
-    """A frozen copy for this machine, with a seed."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = choose_device(cfg.MODEL.DEVICE)
-    if cfg.SEED < 0:
-        cfg.SEED = comm.shared_random_seed() % 2**31
-    cfg.freeze()
-    return cfg

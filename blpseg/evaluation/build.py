@@ -102,9 +102,11 @@ def evaluate(
     results = OrderedDict()
     for dataset_name in names:
         loader, evaluator = build_loader(cfg, dataset_name), build_evaluator(cfg, dataset_name)
-        # Where no evaluator asks for logits, a class map is enough: a byte a pixel.
-        annotated = any(isinstance(part, ScribbleEvaluator) for part in _parts(evaluator))
-        inference = Inference.from_config(cfg, model, classes_only=_takes_class_maps(evaluator), annotated=annotated)
+        parts = _parts(evaluator)
+        # Detectron2's evaluators and a CRF start from logits; for ours a class map is enough: a byte a pixel.
+        maps = all(isinstance(part, (SemSegEvaluator, ReportEvaluator, ScribbleEvaluator)) for part in parts)
+        annotated = any(isinstance(part, ScribbleEvaluator) for part in parts)
+        inference = Inference.from_config(cfg, model, classes_only=maps, annotated=annotated)
         dataset_results = inference_on_dataset(inference, loader, evaluator)
         if comm.is_main_process():
             results[dataset_name] = dataset_results
@@ -132,15 +134,8 @@ def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -
 
 def _parts(evaluator: DatasetEvaluator) -> list[DatasetEvaluator]:
     if isinstance(evaluator, CRFEvaluator):
-        return _parts(evaluator._evaluator)
+        return [evaluator, *_parts(evaluator._evaluator)]
     return evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-
-
-def _takes_class_maps(evaluator: DatasetEvaluator) -> bool:
-    """Whether (H, W) class maps will do; Detectron2's evaluators and a CRF start from (C, H, W) logits."""
-    if isinstance(evaluator, CRFEvaluator):
-        return False
-    return all(isinstance(part, (SemSegEvaluator, ReportEvaluator, ScribbleEvaluator)) for part in _parts(evaluator))
 
 
 def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]], views: int) -> str:

@@ -16,14 +16,13 @@ from tqdm import tqdm
 
 from ..data.datasets import load_records
 from ..utils.errors import BLPSegError, describe
-from ..utils.files import IMAGE_EXTENSIONS, read_image, read_label, write_png_atomic
+from ..utils.files import IMAGE_EXTENSIONS, read_image, read_label, read_label_of, write_png_atomic
 from ..utils.labels import IGNORED
 from ..utils.palette import distinct_colors
 from ..utils.parallel import file_error
 from ..utils.progress import progress_bar
 from ..visualization import labelled_overlay, overlay, result_panels
 from .predictor import Predictor
-from .sem_seg import read_ground_truth
 
 UNKNOWN_RATE = 25.0  # frames per second of a stream that does not say
 
@@ -159,7 +158,7 @@ class Demo:
         maps = {"prediction": result["sem_seg"]}
         if "sem_seg_file_name" in record:
             ignore, size = self.metadata.ignore_label, image.shape[:2]
-            maps["truth"] = read_ground_truth(record["sem_seg_file_name"], record["file_name"], size, ignore)
+            maps["truth"] = read_label_of(record["file_name"], record["sem_seg_file_name"], size, ignore)
         heat_maps = {"annotation probability": 1 - result["annotation_prob"][-1]}
         return result_panels(image, self.metadata, scribble=scribble, heat_maps=heat_maps, maps=maps)
 

@@ -18,6 +18,7 @@ from ..utils.files import image_size, read_label_of
 from ..utils.geometry import boundary_distance
 from ..utils.labels import UNANNOTATED
 from .inference import class_map
+from .report import class_ious
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +105,6 @@ class ConfusionEstimate:
         by_itself = np.bincount(self._cell, parts, minlength=classes**2)
         rest = times @ self._areas - own.sum(axis=0)
         return by_itself.reshape(classes, classes) + rest[:, None] * shared
-
-
-def _ious(confusion: np.ndarray) -> np.ndarray:
-    """(C,) IoU of [prediction, label], NaN for a class that no label has: as :class:`SemSegEvaluator` counts."""
-    hits = np.diag(confusion)
-    labelled = confusion.sum(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(labelled > 0, hits / (labelled + confusion.sum(axis=1) - hits), np.nan)
 
 
 class ScribbleEvaluator(DatasetEvaluator):
@@ -202,15 +195,15 @@ class ScribbleEvaluator(DatasetEvaluator):
             raise BLPSegError(f"data set {self._name}: no annotated pixel to evaluate on")
         ordered = [images[name] for name in sorted(images)]
         estimate, every = ConfusionEstimate(ordered), np.ones(len(ordered))
-        ious = _ious(estimate(every))
+        ious = class_ious(estimate(every))
         plain = np.zeros((len(self._classes), len(self._classes)))
         for image in ordered:
             np.add.at(plain, (image.cells[:, 0], image.cells[:, 1]), image.pixels)
         draws = np.random.default_rng(0).multinomial(len(ordered), every / len(ordered), size=RESAMPLES)
-        means = [np.nanmean(_ious(estimate(times))) for times in draws]
+        means = [np.nanmean(class_ious(estimate(times))) for times in draws]
         low, high = np.percentile(means, (2.5, 97.5))
         result = OrderedDict(
-            mIoU=np.nanmean(ious), mIoU_low=low, mIoU_high=high, mIoU_annotated_pixels=np.nanmean(_ious(plain))
+            mIoU=np.nanmean(ious), mIoU_low=low, mIoU_high=high, mIoU_annotated_pixels=np.nanmean(class_ious(plain))
         )
         result |= {f"IoU-{name}": iou for name, iou in zip(self._classes, ious, strict=True)}
         missing = [name for name, iou in zip(self._classes, ious, strict=True) if np.isnan(iou)]

@@ -112,7 +112,9 @@ class Inference(nn.Module):
         results: list[dict | None] = [None] * len(batched_inputs)
         groups: dict[tuple, list[int]] = {}
         for i, x in enumerate(batched_inputs):
-            groups.setdefault((tuple(x["image"].shape[-2:]), self._result_size(x)), []).append(i)
+            height, width = x["image"].shape[-2:]
+            sizes = (height, width), (x.get("height", height), x.get("width", width))
+            groups.setdefault(sizes, []).append(i)
         for (image_size, result_size), members in groups.items():
             ratio = relative_scale(image_size, self.longest_side)
             scales = [scale * ratio for scale in self.scales]
@@ -129,11 +131,6 @@ class Inference(nn.Module):
                 if self.annotated:
                     results[i]["annotated"] = 1 - self.annotation_prob(batched_inputs[i]["image"], result_size)[-1]
         return results
-
-    @staticmethod
-    def _result_size(x: dict) -> tuple[int, int]:
-        height, width = x["image"].shape[-2:]
-        return x.get("height", height), x.get("width", width)
 
     def _to_device(self, image: torch.Tensor) -> torch.Tensor:
         """Move it to the model's device, where scaling and mirroring are done too."""

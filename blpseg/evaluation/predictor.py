@@ -15,9 +15,8 @@ from detectron2.modeling import build_model
 from PIL import Image, ImageOps
 from torch import nn
 
+from .. import get_cfg
 from ..checkpoint import load_file, load_weights
-from ..config import get_cfg
-from ..data.datasets import register_datasets
 from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
@@ -63,18 +62,16 @@ def checkpoint_config(path: str, opts: Sequence = ()) -> tuple[CfgNode, list[str
     state = load_file(path)
     if not isinstance(state.get("config"), str):
         raise BLPSegError(f"{path}: holds no config; give the one it was trained with as --config-file")
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "config.yaml")
-        with open(file, "w") as text:
-            text.write(state["config"])
-        opts = ["MODEL.WEIGHTS", path, *opts]
-        if not torch.cuda.is_available():
-            opts = ["MODEL.DEVICE", "cpu", *opts]
+    opts = ["MODEL.WEIGHTS", path, *opts]
+    if not torch.cuda.is_available():
+        opts = ["MODEL.DEVICE", "cpu", *opts]
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(state["config"])
+        file.flush()
         try:
-            cfg = get_cfg(file, opts)
-            register_datasets(cfg)
+            cfg = get_cfg(file.name, opts)
         except BLPSegError:  # the folder of the data set has moved; the checkpoint has the names of its classes
-            cfg = get_cfg(file, [*opts, "DATASETS.FOLDER.NAME", ""])
+            cfg = get_cfg(file.name, [*opts, "DATASETS.FOLDER.NAME", ""])
     names = state.get("class_names")
     return cfg, [str(name) for name in names] if isinstance(names, list) else []
 

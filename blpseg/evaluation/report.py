@@ -19,8 +19,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from ..data.datasets import load_records
-from ..utils.errors import BLPSegError
-from ..utils.files import read_image, read_label, write_csv, write_json, write_png_atomic
+from ..utils.files import read_image, read_label, read_label_of, write_csv, write_json, write_png_atomic
 from ..utils.geometry import (
     DISTANCE_EDGES,
     THICKNESS_EDGES,
@@ -32,7 +31,6 @@ from ..utils.geometry import (
 from ..utils.labels import IGNORED
 from ..visualization import result_panels, write_figure
 from .inference import class_map
-from .sem_seg import read_ground_truth
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and only reports draw figures
     from matplotlib.figure import Figure
@@ -48,12 +46,17 @@ def _places(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return local_thickness(distance), distance_bins(distance)
 
 
-def mean_iou(confusion: np.ndarray) -> float:
-    """(C, C) [prediction, label] -> mIoU in percent over the classes that are in the labels; NaN without any."""
+def class_ious(confusion: np.ndarray) -> np.ndarray:
+    """(C, C) [prediction, label] -> (C,) IoU, 0..1, as :class:`SemSegEvaluator` counts; NaN for a class of no label."""
     hits, labelled = confusion.diagonal(), confusion.sum(axis=0)
     union = confusion.sum(axis=1) + labelled - hits
-    there = labelled > 0
-    return float(100 * (hits[there] / union[there]).mean()) if there.any() else float("nan")
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=labelled > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """(C, C) [prediction, label] -> mIoU in percent over the classes that are in the labels; NaN without any."""
+    ious = class_ious(confusion)
+    return float("nan") if np.isnan(ious).all() else float(100 * np.nanmean(ious))
 
 
 def annotation_rate(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int) -> np.ndarray:
@@ -134,16 +137,13 @@ class ReportEvaluator(DatasetEvaluator):
         """As :meth:`SemSegEvaluator.process`, which must run first because it checks the labels."""
         for x, output in zip(inputs, outputs, strict=True):
             prediction = class_map(output["sem_seg"]).cpu().numpy()
-            label = read_ground_truth(
-                x["sem_seg_file_name"], x["file_name"], prediction.shape, self._metadata.ignore_label
-            )
+            ignore = self._metadata.ignore_label
+            label = read_label_of(x["file_name"], x["sem_seg_file_name"], prediction.shape, ignore)
             thickness, distance = _places(label)
             counts = self._count(thickness * np.uint8(len(DISTANCE_EDGES)) + distance, prediction, label)
             self._by_place += counts[: self._by_place.shape[0] * self._by_place.shape[1]].reshape(self._by_place.shape)
             if "scribble_file_name" in x:
-                drawn = read_label(x["scribble_file_name"]) != IGNORED
-                if drawn.shape != label.shape:
-                    raise BLPSegError(f"{x['scribble_file_name']}: scribble and {x['file_name']} differ in size")
+                drawn = read_label_of(x["file_name"], x["scribble_file_name"], label.shape) != IGNORED
                 if drawn.any():
                     away = distance_bins(distance_to(drawn))
                     self._by_scribble += self._count(away, prediction, label)[: len(DISTANCE_EDGES)]
@@ -225,10 +225,8 @@ class ReportEvaluator(DatasetEvaluator):
             total = confusion.sum()
             for low, high, part in zip(edges, [*edges[1:], ""], confusion, strict=True):
                 pixels = int(part.sum())
-                hits, union = part.diagonal(), part.sum(axis=0) + part.sum(axis=1) - part.diagonal()
-                there = part.sum(axis=0) > 0
-                iou = [f"{100 * h / u:.3f}" if t else "" for h, u, t in zip(hits, union, there, strict=True)]
-                scores = [f"{mean_iou(part):.3f}", f"{100 * hits.sum() / pixels:.3f}"] if pixels else ["", ""]
+                iou = ["" if np.isnan(x) else f"{100 * x:.3f}" for x in class_ious(part)]
+                scores = [f"{mean_iou(part):.3f}", f"{100 * part.trace() / pixels:.3f}"] if pixels else ["", ""]
                 rows.append([title, low, high, pixels, f"{pixels / max(total, 1):.5f}", *scores, *iou])
         return rows
 
@@ -246,9 +244,8 @@ class ReportEvaluator(DatasetEvaluator):
         for kind, chosen in (("worst", extremes[:count]), ("best", extremes[::-1][:count])):
             for place, (score, record, prediction) in enumerate(chosen, start=1):
                 image = read_image(record["file_name"])
-                truth = read_ground_truth(
-                    record["sem_seg_file_name"], record["file_name"], prediction.shape, self._metadata.ignore_label
-                )
+                ignore = self._metadata.ignore_label
+                truth = read_label_of(record["file_name"], record["sem_seg_file_name"], prediction.shape, ignore)
                 scribble = read_label(record["scribble_file_name"]) if "scribble_file_name" in record else None
                 picture = result_panels(
                     image, self._metadata, scribble=scribble, maps={"prediction": prediction, "truth": truth}
@@ -259,7 +256,7 @@ class ReportEvaluator(DatasetEvaluator):
 
 def _read_pair(scribble_file: str, mask_file: str, image_file: str, ignore: int) -> tuple[np.ndarray, np.ndarray]:
     scribble = read_label(scribble_file)
-    return scribble, read_ground_truth(mask_file, image_file, scribble.shape, ignore)
+    return scribble, read_label_of(image_file, mask_file, scribble.shape, ignore)
 
 
 def _draw_regions(groups, summary: dict[str, float], title: str) -> Figure:

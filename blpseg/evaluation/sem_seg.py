@@ -13,28 +13,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2SemSegEvaluator
 
 from ..utils.errors import BLPSegError
-from ..utils.files import image_size, read_label, write_png_atomic
+from ..utils.files import image_size, read_label_of, write_png_atomic
 from ..utils.labels import IGNORED
 from .inference import class_map
-
-__all__ = ["SemSegEvaluator", "prediction_folder", "read_ground_truth"]
-
-
-def read_ground_truth(mask_file: str, image_file: str, size: tuple[int, int], ignore_label: int) -> np.ndarray:
-    """The dense mask of an image: (H, W) uint8, 255 where it is not to be evaluated.
-
-    Left out are pixels of the data set's ignore label and, whatever that is, those of 255.
-
-    Raises:
-        BLPSegError: the mask cannot be read, or its size is not ``size`` (that of the prediction).
-    """
-    mask = read_label(mask_file)
-    if mask.shape != tuple(size):
-        raise BLPSegError(
-            f"{mask_file}: mask of {mask.shape[1]} x {mask.shape[0]} pixels, but its image {image_file} has "
-            f"{size[1]} x {size[0]}; they must be of one size"
-        )
-    return mask if ignore_label == IGNORED else np.where(mask == ignore_label, np.uint8(IGNORED), mask)
 
 
 def prediction_folder(dataset_name: str) -> str:
@@ -125,7 +106,7 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             BLPSegError: see there.
         """
         for image_file, mask_file in self.input_file_to_gt_file.items():
-            label = read_ground_truth(mask_file, image_file, image_size(image_file), self._ignore_label)
+            label = read_label_of(image_file, mask_file, image_size(image_file), self._ignore_label)
             found = np.bincount(label.ravel(), minlength=IGNORED + 1)
             self._refuse_values(found[self._num_classes : IGNORED], mask_file, image_file)
 
@@ -146,12 +127,12 @@ class SemSegEvaluator(Detectron2SemSegEvaluator):
             outputs: dicts with ``sem_seg``, (C, H, W) logits or an (H, W) class map.
 
         Raises:
-            BLPSegError: see :func:`read_ground_truth`; or a label that is neither a class nor the ignore label.
+            BLPSegError: see :func:`.read_label_of`; or a label is neither a class nor the ignore label.
         """
         for x, output in zip(inputs, outputs, strict=True):
             prediction = class_map(output["sem_seg"]).cpu().numpy()
             mask_file = self.input_file_to_gt_file[x["file_name"]]
-            label = read_ground_truth(mask_file, x["file_name"], prediction.shape, self._ignore_label)
+            label = read_label_of(x["file_name"], mask_file, prediction.shape, self._ignore_label)
             self._conf_matrix += self._count(prediction, label, mask_file, x["file_name"])
             self._process_pixels(x, prediction, label)
 

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..utils.errors import BLPSegError
-from ..utils.files import read_label
+from ..utils.files import read_label, read_label_of
 from ..utils.geometry import boundary_distance, distance_bins, local_thickness
 from ..utils.labels import UNANNOTATED
 from ..utils.parallel import map_parallel
 from ..utils.progress import progress_bar
 from .simulate import simulate_scribble
 from .simulate_folder import file_seed
-
-__all__ = ["QUANTITIES", "bin_edges", "count_annotated", "measure", "shares"]
 
 QUANTITIES = ("distance", "thickness")
 _RADII = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128])  # pixels, about sqrt(2) apart
@@ -71,9 +69,7 @@ class _Count:
         mask = np.where(mask == self.ignore_label, np.uint8(UNANNOTATED), mask)
         if ((mask >= self.num_classes) & (mask != UNANNOTATED)).any():
             raise BLPSegError(f"{mask_path}: has values beyond the {self.num_classes} classes; give the right data set")
-        scribbles = [] if scribble_path is None else [read_label(scribble_path)]
-        if scribbles and scribbles[0].shape != mask.shape:
-            raise BLPSegError(f"{scribble_path}: not of the size of {mask_path}; prepare the data again")
+        scribbles = [] if scribble_path is None else [read_label_of(mask_path, scribble_path, mask.shape)]
         seed = file_seed(self.seed, mask_path)
         scribbles += [simulate_scribble(mask, preference=p, width=self.width, seed=seed) for p in self.preferences]
         return count_annotated(scribbles, mask, self.num_classes)

@@ -278,10 +278,9 @@ def _frozen(value: object) -> object:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
-def report_unread(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    """Warn about every key that a user changed although nothing reads it, and return these lines. ``before`` and
-    ``after`` are the values of the defaults and of the loaded config by dotted key."""
-    lines = []
+def report_unread(before: dict[str, object], after: dict[str, object]) -> None:
+    """Warn about every key that a user changed although nothing reads it; ``before`` and ``after`` are the values of
+    the defaults and of the loaded config by dotted key."""
     if after.get("MODEL.META_ARCHITECTURE") == "BLPSeg":
         for key in (key for key in after if _frozen(after[key]) != _frozen(before.get(key))):
             advice = next((text for pattern, text in UNREAD if re.fullmatch(pattern, key)), None)
@@ -289,7 +288,5 @@ def report_unread(before: dict[str, object], after: dict[str, object]) -> list[s
                 if re.fullmatch(pattern, key) and not re.fullmatch(readers, str(after.get(part))):
                     advice = f"{part} {after.get(part)} takes no such key"
             if advice:
-                lines.append(f"config: {key} {str(after[key])[:60]} has no effect, BLPSeg does not read it: {advice}")
-    for line in lines:
-        logger.warning(line)
-    return lines
+                value = str(after[key])[:60]
+                logger.warning(f"config: {key} {value} has no effect, BLPSeg does not read it: {advice}")

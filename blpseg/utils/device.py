@@ -27,10 +27,3 @@ def choose_device(wanted: str) -> str:
     if wanted == "cpu":
         torch.set_flush_denormal(True)  # before PyTorch starts its threads, which inherit it; False on some CPUs
     return wanted
-
-
-def device_name(device: str) -> str:
-    """A device of :func:`choose_device` for a reader: ``cuda (NVIDIA H100)``."""
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name()})" if device == "cuda" else device

@@ -16,7 +16,6 @@ from .errors import BLPSegError, describe
 
 logger = logging.getLogger(__name__)
 
-_SHORTHANDS = {"detectron2://": "https://dl.fbaipublicfiles.com/detectron2/"}
 _TIMEOUT = 60  # seconds without a byte
 
 
@@ -60,8 +59,7 @@ def _web_address(path: str) -> str:
             path = ModelCatalog.get(path.removeprefix("catalog://"))
         except RuntimeError as error:
             raise BLPSegError(f"{path}: {describe(error)}") from error
-    for short, long in _SHORTHANDS.items():
-        path = path.replace(short, long, 1) if path.startswith(short) else path
+    path = re.sub("^detectron2://", "https://dl.fbaipublicfiles.com/detectron2/", path)
     return path if path.startswith(("http://", "https://", "ftp://")) else ""
 
 

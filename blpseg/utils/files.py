@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .errors import BLPSegError, describe
+from .labels import IGNORED
 from .paths import open_file
 
 LARGEST_FILE = 1 << 30  # bytes
@@ -77,8 +78,8 @@ def read_image(path: str, format: str = "RGB") -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if format == "RGB" else image
 
 
-def read_label_of(image: str, path: str, size: Sequence[int]) -> np.ndarray:
-    """:func:`read_label` of the label of an image of ``size`` (H, W).
+def read_label_of(image: str, path: str, size: Sequence[int], ignore_label: int = IGNORED) -> np.ndarray:
+    """:func:`read_label` of the label of an image of ``size`` (H, W), with 255 also for the value ``ignore_label``.
 
     Raises:
         BLPSegError: as there, or the label is of another size.
@@ -89,7 +90,7 @@ def read_label_of(image: str, path: str, size: Sequence[int]) -> np.ndarray:
             f"{path}: the label is {label.shape[1]} x {label.shape[0]} pixels, the image {image} "
             f"{size[1]} x {size[0]}; they must agree"
         )
-    return label
+    return label if ignore_label == IGNORED else np.where(label == ignore_label, np.uint8(IGNORED), label)
 
 
 def read_label(path: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from .errors import BLPSegError
 from .files import LABEL_PNG, write_bytes_atomic
@@ -25,7 +26,6 @@ _AFTER_HEADER = 33  # bytes of a PNG's signature and IHDR chunk
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _KEY = b"tEXtblpseg-source\0"
 _CLASSES = b"tEXtblpseg-classes\0"
-_LONGEST_CLASSES = 1 << 16  # bytes
 # They suit scribbles: half of the time that the default takes, and smaller files.
 _RUN_LENGTHS = [*LABEL_PNG, cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
 
@@ -77,16 +77,11 @@ def write_label(
 
 def classes_of(path: str) -> dict[int, str]:
     """What the numbers of a label meant to the vocabulary that it was made with; {} where it does not say."""
-    with open_file(path, "rb") as file:
-        head = file.read(_LONGEST_CLASSES)
-    at = head.find(_CLASSES)
-    if at < 4:
-        return {}
-    (size,) = struct.unpack(">I", head[at - 4 : at])
     try:
-        names = json.loads(head[at + len(_CLASSES) : at + 4 + size])
+        with open_file(path, "rb") as file, Image.open(file, formats=("PNG",)) as image:
+            names = json.loads(image.info["blpseg-classes"])
         return {int(number): str(name) for number, name in names.items()}
-    except (ValueError, AttributeError):
+    except (OSError, SyntaxError, ValueError, KeyError, AttributeError):
         return {}
 
 

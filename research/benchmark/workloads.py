@@ -141,15 +141,7 @@ def train(args: argparse.Namespace) -> Iterator[dict]:
 def losses(args: argparse.Namespace) -> Iterator[dict]:
     """A step of the small pretrained model with each further loss against one without."""
     arguments = {"crop": 160, "batch": 4, "device": args.device, "amp": args.amp}
-    for loss in (
-        "PartialDice",
-        "EntropyMinimization",
-        "GatedCRF",
-        "DenseCRF",
-        "TreeEnergy",
-        "SoftSelfLabelling",
-        "MeanTeacher",
-    ):
+    for loss in [name for name, weight in get_cfg().MODEL.BLPSEG.LOSSES.items() if not weight]:
         sides = {side: _train(OURS, LITE, loss=loss if side == OURS else "", **arguments) for side in (OURS, BASELINE)}
         seconds, _ = compare_time(sides, args.repeat)
         yield row("losses", f"4 crops of 160, with {loss} vs without", "time", seconds[OURS], seconds[BASELINE])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from blpseg.annotate import instant
-from blpseg.annotate.instant import Features, Instant, fit, guided, join
+from blpseg.annotate.instant import Features, Instant, fit, guided, join, model_path, save_arrays
 from blpseg.annotate.store import Project
 from blpseg.scribbles import VOC_NAMES
 from blpseg.utils.files import read_label
@@ -120,6 +120,18 @@ def test_predictions_of_a_project(project):
     assert [f.name for f in files] == ["a.npz"]
     files[0].write_bytes(b"damaged")
     assert (Instant(project).predict(photo)[0] == label).mean() > 0.99, "the cache only saves time"
+    model.close()
+
+
+def test_a_class_that_is_added_is_not_in_the_models_view(project):
+    model, photo = Instant(project), project.photo("a.jpg")
+    view = {"features": np.ones((2, 15, 20)), "log_probability": np.full((3, 15, 20), -np.log(3))}
+    save_arrays(model_path(project.root, "a"), **view)
+    assert model.predict(photo)[1] == "model"
+    project.add_class("root")
+    project.write(photo, {"strokes": [stroke(3, [30, 30], [50, 32]), stroke(0, [4, 4], [76, 5])]})
+    label, source = model.predict(photo)
+    assert source == "both" and label[30, 40] == 3 and label[4, 40] == 0
     model.close()
 
 

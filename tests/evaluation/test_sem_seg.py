@@ -152,7 +152,7 @@ def test_ignore_label_among_the_classes(dataset, toy_cfg):
 def test_mask_of_another_size_names_both_files(dataset, toy_cfg):
     record = dataset(1)[0]
     Image.fromarray(np.zeros((40, 55), np.uint8)).save(record["sem_seg_file_name"])
-    with pytest.raises(BLPSegError, match=r"mask0.png: mask of 55 x 40 .*img0.png has 56 x 40"):
+    with pytest.raises(BLPSegError, match=r"mask0.png: the label is 55 x 40 pixels, the image .*img0.png 56 x 40"):
         evaluate(toy_cfg, ColorModel(4))
 
 

@@ -1,6 +1,5 @@
 """Data sets, one file each; importing registers their splits. Registering never touches the disk."""
 
-from ...utils.paths import data_root
 from . import acdc, camvid, pascal_context, pascal_voc, scribbles4all, synthetic  # noqa: F401  (register)
 from .folder import register_folder
 from .held_out import register_held_out, split_records, test_sets
@@ -8,7 +7,6 @@ from .splits import Split, load_records, register_split, splits
 
 __all__ = [
     "Split",
-    "data_root",
     "load_records",
     "register_datasets",
     "register_folder",

@@ -31,16 +31,9 @@ _REMEDIES = {
     "scribbles": "run `python datasets/prepare_camvid.py`, which draws scribbles from the masks of the training images",
 }
 
-register_split(
+for _split in (
     Split("camvid_scribble_train", "CamVid/train", "CamVid/trainscribble", "CamVid/trainannot", remedies=_REMEDIES),
-    CLASSES,
-    _COLORS,
-    IGNORE_LABEL,
-)
-for _name in ("val", "test"):
-    register_split(
-        Split(f"camvid_{_name}", f"CamVid/{_name}", masks=f"CamVid/{_name}annot", remedies=_REMEDIES),
-        CLASSES,
-        _COLORS,
-        IGNORE_LABEL,
-    )
+    Split("camvid_val", "CamVid/val", masks="CamVid/valannot", remedies=_REMEDIES),
+    Split("camvid_test", "CamVid/test", masks="CamVid/testannot", remedies=_REMEDIES),
+):
+    register_split(_split, CLASSES, _COLORS, IGNORE_LABEL)

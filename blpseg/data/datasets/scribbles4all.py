@@ -10,8 +10,6 @@ from dataclasses import replace
 from .pascal_voc import CLASSES as VOC_CLASSES
 from .splits import Split, register_split, splits, voc_colors
 
-__all__: list[str] = []
-
 _README = "datasets/README.md, 'Scribbles for All', says where the files come from and what `python datasets/{}` makes"
 _UNPACK = _README.format("prepare_scribbles.py")
 

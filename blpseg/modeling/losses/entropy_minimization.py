@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 
 from .loss import LOSS_REGISTRY, LabelFreeLoss
 from .potts import grid_of, ratio
@@ -21,9 +20,6 @@ class EntropyMinimization(LabelFreeLoss):
     """
 
     name = "loss_entropy"
-
-    def __init__(self, cfg: CfgNode | None = None):
-        super().__init__()
 
     def per_image(self, logits: torch.Tensor, images: torch.Tensor, scribble: torch.Tensor) -> torch.Tensor:
         free = (scribble == logits.shape[1]).to(logits)[:, None]

@@ -35,6 +35,9 @@ class Loss(nn.Module, ABC):
     name: str
     loss_weight: float = 1.0
 
+    def __init__(self, cfg: CfgNode | None = None):
+        super().__init__()
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:

@@ -16,8 +16,6 @@ from ..outputs import Outputs, Targets
 from .loss import LOSS_REGISTRY, Loss
 from .potts import grid_of
 
-__all__ = ["MeanTeacher"]
-
 
 @LOSS_REGISTRY.register()
 class MeanTeacher(Loss):

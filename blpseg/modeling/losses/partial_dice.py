@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 
 from ..outputs import Outputs, Targets
 from .loss import LOSS_REGISTRY, Loss
@@ -23,9 +22,6 @@ class PartialDice(Loss):
     Source: the partial loss of Gotkowski et al., "Embarrassingly Simple Scribble Supervision for 3D Medical
     Segmentation", arXiv 2403.12834 (nnU-Net's soft Dice, without labels counted as background).
     """
-
-    def __init__(self, cfg: CfgNode | None = None):
-        super().__init__()
 
     def forward(self, outputs: Outputs, targets: Targets, images: torch.Tensor) -> torch.Tensor:
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
