@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 
 from blpseg import get_cfg
 from blpseg.modeling.losses import build_losses
+from blpseg.modeling.outputs import Outputs, Targets
 from blpseg.utils.errors import BLPSegError
 
 from .test_model import sample
@@ -69,16 +70,29 @@ def test_loss_of_a_loop_over_classes_and_cells(model):
         present = x["image_classes"].nonzero()[:, 0].tolist()
         free = F.avg_pool2d((x["scribble"] == 5).double()[None, None], 4)[0, 0]
         total = sum(t[i, c] for c in present)
-        entropies = []
-        for c in present:
-            top, bottom = 0.0, 1.0
-            for row in range(16):
-                for column in range(16):
-                    mass = free[row, column] * t[i, c, row, column] / total[row, column]
-                    top, bottom = top - mass * p[i, c, row, column].log(), bottom + mass
-            entropies.append(top / bottom)
-        losses.append(sum(entropies) / len(entropies))
+        area = {c: float((free * t[i, c] / total).sum()) for c in present}
+        loss = 0.0
+        for row in range(16):
+            for column in range(16):
+                here = {c: t[i, c, row, column] / total[row, column] for c in present}
+                weight = free[row, column] * sum(here[c] / (1 + area[c]) for c in present)
+                loss -= weight * sum(here[c] * p[i, c, row, column].log() for c in present)
+        losses.append(loss / len(present))
     torch.testing.assert_close(found.detach().double(), sum(losses) / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_like_its_teacher_learns_nothing(model, monkeypatch):
+    """Else a rare class, which weighs more, would grow with each step of the teacher."""
+    loss = model.losses["loss_mean_teacher"]
+    target = torch.rand(2, 5, 16, 16, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    monkeypatch.setattr(loss, "_targets", lambda *_: target)
+    monkeypatch.setattr(loss, "_update", lambda: None)
+    logits = target.log().requires_grad_()
+    scribble, classes = torch.full((2, 64, 64), 5), torch.ones(2, 5, dtype=torch.bool)
+    scribble[:, :8] = 1
+    outputs = Outputs(logits, logits[:, :0], logits, logits, None)
+    loss(outputs, Targets(scribble, classes, scribble), torch.zeros(2, 3, 64, 64)).backward()
+    assert logits.grad.abs().max() < 1e-8
 
 
 def test_a_run_continues_from_its_state(model, tiny_cfg):

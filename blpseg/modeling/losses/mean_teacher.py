@@ -21,11 +21,14 @@ from .potts import grid_of
 class MeanTeacher(Loss):
     """Cross entropy with the soft predictions t of a teacher, where nothing is annotated, each class alike::
 
-        1/|K| sum_{c in K} sum_x u_x t_xc (-ln p_xc) / (1 + sum_x u_x t_xc)
+        1/|K| sum_x u_x w_x sum_{c in K} -t_xc ln p_xc
+        w_x = sum_{c in K} t_xc / (1 + sum_y u_y t_yc)
 
     with K the classes of the image, u_x the share of unannotated pixels in grid cell x, and t the teacher's prediction
     on the mirrored image, mirrored back, limited to K and normalised. So the background does not drown the rest, and a
-    class of which the teacher sees less than a cell fades out. The mean is over images.
+    class of which the teacher sees less than a cell fades out. The weight is one of the cell: p = t is the optimum of
+    each. A weight of each class, 1 / (1 + sum_y u_y t_yc), would let rare classes grow from step to step until they
+    fill the image. The mean is over images.
 
     The teacher's weights are an exponential moving average of the network's, with decay min(decay, n / (n + 10)) at the
     n-th step: it begins as a copy. They are buffers of the model, so they are in its checkpoints and a resumed run goes
@@ -75,10 +78,10 @@ class MeanTeacher(Loss):
         logits = outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
         target = self._targets(images, outputs.features.dtype, targets.image_classes).to(logits)
         free = F.adaptive_avg_pool2d((targets.scribble == logits.shape[1]).to(logits)[:, None], grid_of(logits))
-        mass = free * target
-        entropies = -(mass * logits.log_softmax(dim=1)).sum(dim=(2, 3)) / (1 + mass.sum(dim=(2, 3)))  # (N, C)
+        weight = free * (target / (1 + (free * target).sum(dim=(2, 3), keepdim=True))).sum(dim=1, keepdim=True)
+        entropy = -(weight * target * logits.log_softmax(dim=1)).sum(dim=(1, 2, 3))
         ramp = min(1.0, (iteration + 1) / self.ramp_iters) if self.ramp_iters else 1.0
-        return ramp * (entropies.sum(dim=1) / targets.image_classes.sum(dim=1)).mean()
+        return ramp * (entropy / targets.image_classes.sum(dim=1)).mean()
 
     @torch.no_grad()
     def _targets(self, images: torch.Tensor, dtype: torch.dtype, image_classes: torch.Tensor) -> torch.Tensor:
