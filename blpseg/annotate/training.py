@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.project import list_images, read_config
-from ..utils.errors import BLPSegError, describe
+from ..utils.errors import BLPSegError, one_line
 from .instant import model_path
 from .store import Project
 
@@ -107,13 +107,17 @@ class Training:
         try:
             job()
             self._state, self._message = ("stopped", "stopped") if self._asked_to_stop else ("done", "")
-        except (BLPSegError, OSError) as error:
-            self._state, self._message = "failed", describe(error)
+        except Exception as error:  # nobody else would see it, and the page would show "training" for ever
+            self._state, self._message = "failed", one_line(error)
 
     def _train(self, iterations: int | None) -> None:
         start, self._run = self.weights(), self._new_run()
         config = read_config(self.project.config_path)
-        self._iterations = iterations or int((config.get("SOLVER") or {}).get("MAX_ITER") or _ITERATIONS)
+        self._iterations = iterations or (config.get("SOLVER") or {}).get("MAX_ITER") or _ITERATIONS
+        if type(self._iterations) is not int:
+            raise BLPSegError(
+                f"{self.project.config_path}: SOLVER.MAX_ITER {self._iterations!r} is no whole number; correct it"
+            )
         masks = self.project.root / "masks/val"
         tested = masks.is_dir() and list_images(masks)
         opts = {

@@ -92,6 +92,19 @@ def test_a_failure_is_told_in_the_trainers_words(start):
     assert not run.predicted
 
 
+def test_a_config_that_cannot_be_used_and_a_defect_are_failures_too(start, project, monkeypatch):
+    config = project.config_path.read_text()
+    project.config_path.write_text(config.replace("MAX_ITER: 800", "MAX_ITER: many"))
+    run = start("done", None)
+    run._thread.join()
+    assert run.status()["state"] == "failed" and "MAX_ITER 'many' is no whole number" in run.status()["message"]
+    monkeypatch.setattr(training, "read_config", lambda path: {}["gone"])
+    run.start()
+    run._thread.join()
+    assert run.status()["state"] == "failed" and "KeyError" in run.status()["message"]
+    assert not run.predicted
+
+
 def test_stopping_keeps_what_was_learned(start, project):
     run = start("waits")
     wait(lambda: run.status()["loss"] == 0.25)
