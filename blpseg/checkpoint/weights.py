@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 def load_weights(
     model: nn.Module, path: str, *, complete: bool, other_classes: bool = False, trust: bool = False
-) -> None:
-    """Load ``MODEL.WEIGHTS`` into ``model``.
+) -> dict:
+    """Load ``MODEL.WEIGHTS`` into ``model``; what else the file holds is returned.
 
     Names that do not start at the model's root (a backbone file: ``stem.conv1.weight``, ``res2...``, also in
     Caffe2's spelling) are matched to it as Detectron2's ``DetectionCheckpointer`` does.
@@ -28,9 +28,13 @@ def load_weights(
     Args:
         model: on any device, not wrapped.
         path: anything PathManager opens, see :func:`load_file`.
-        complete: every parameter must be in the file (evaluation); otherwise a whole backbone is enough.
+        complete: every parameter but those of losses must be in the file (evaluation); otherwise a whole backbone is
+            enough.
         other_classes: weights whose shape differs keep their initial values instead of being refused.
         trust: see :func:`load_file`.
+
+    Returns:
+        what :func:`load_file` returns.
 
     Raises:
         BLPSegError: the file does not fit; the message names the config key that would make it fit.
@@ -40,16 +44,7 @@ def load_weights(
     own = model.state_dict()
     weights = {k if k in own else current_name(k): v for k, v in weights.items()}
     if not any(name in own for name in weights):
-        caffe2 = (
-            path.partition("#")[0].endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
-        )
-        try:
-            with _quiet("detectron2.checkpoint.c2_model_loading"):
-                weights = align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
-        except Exception as error:  # the matching of names is Detectron2's, and made for its own files
-            raise BLPSegError(
-                f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})"
-            ) from error
+        weights = _matched_by_detectron2(own, weights, data, path)
     wrong = {k: v.shape for k, v in weights.items() if k in own and v.shape != own[k].shape}
     if wrong and not other_classes:
         raise BLPSegError(f"{path}: {_shape_message(model, data, wrong)}")
@@ -60,7 +55,8 @@ def load_weights(
     # Layers that a backbone adds to its pretrained network are in no file of the latter.
     added = tuple(f"backbone.{k}" for k in getattr(getattr(model, "backbone", None), "new_weights", ()))
     backbone = [k for k in missing if k.startswith("backbone.") and not k.startswith(added)]
-    needed = [k for k in (missing if complete else backbone) if k not in wrong]
+    predicting = [k for k in missing if not k.startswith("losses.")]  # a mean teacher is for training
+    needed = [k for k in (predicting if complete else backbone) if k not in wrong]
     if needed:
         raise BLPSegError(
             f"{path}: lacks {len(needed)} of the model's weights ({needed[0]}, ...); "
@@ -77,6 +73,21 @@ def load_weights(
         f"{path}: loaded {len(loaded)} weights; {len(missing)} of the model keep their initial values"
         + (f"; {extra} have no place in the model" if extra else "")
     )
+    return data
+
+
+def _matched_by_detectron2(own: dict, weights: dict, data: dict, path: str) -> dict:
+    """``weights`` of a backbone's file under the names of ``own``, the model's state dict."""
+    caffe2 = (
+        path.partition("#")[0].endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
+    )
+    try:
+        with _quiet("detectron2.checkpoint.c2_model_loading"):
+            return align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
+    except Exception as error:  # the matching of names is Detectron2's, and made for its own files
+        raise BLPSegError(
+            f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})"
+        ) from error
 
 
 def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:

@@ -123,7 +123,8 @@ class Checkpointer:
         Args:
             output_dir: an existing folder.
             keep: how many of the newest numbered checkpoints stay. Raises BLPSegError for less than 1.
-            slim: leave the optimiser's state out of ``model_best.pth`` and ``model_final.pth``.
+            slim: leave the state of the optimiser and of losses (a mean teacher) out of ``model_best.pth`` and
+                ``model_final.pth``.
         """
         if keep < 1:
             raise BLPSegError(f"OUTPUT.KEEP_CHECKPOINTS {keep}: at least 1 must stay to go on from")
@@ -161,8 +162,9 @@ class Checkpointer:
     def _link(self, iteration: int, name: str) -> None:
         source, target = self.path(iteration), os.path.join(self.output_dir, name)
         if self.slim:
-            state = load_file(source)
-            save_atomic(target, {key: value for key, value in state.items() if key != "optimizer"})
+            state = {key: value for key, value in load_file(source).items() if key != "optimizer"}
+            state["model"] = {k: value for k, value in state["model"].items() if not k.startswith("losses.")}
+            save_atomic(target, state)
             return
         temporary = os.path.join(self.output_dir, f".{name}.{os.getpid()}.tmp")
         try:

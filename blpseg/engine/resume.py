@@ -14,8 +14,10 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer, load_file, load_weights, provenance
+from ..data.datasets.held_out import warn_of_seen
 from ..utils.errors import BLPSegError, describe
 from ..utils.threads import allowed_cpus
+from ..utils.yaml_files import parse_yaml
 from .agreement import on_main
 from .output_dir import changed_keys
 
@@ -132,4 +134,7 @@ def load_trained(cfg: CfgNode, model: nn.Module, *, resume: bool = False, trust:
             "--eval-only needs MODEL.WEIGHTS, e.g. MODEL.WEIGHTS output/.../model_final.pth, or --resume for the "
             "newest checkpoint in OUTPUT_DIR"
         )
-    load_weights(model, path, complete=True, trust=trust)
+    data = load_weights(model, path, complete=True, trust=trust)
+    config = parse_yaml(data["config"], path) if isinstance(data.get("config"), str) else None
+    if isinstance(config, dict):  # files of others hold none
+        warn_of_seen(cfg, config)

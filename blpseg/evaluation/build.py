@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -10,19 +12,23 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
 from torch import nn
 
 from ..data.build import build_test_loader
 from ..data.datasets import load_records, test_sets
+from ..data.datasets.held_out import warn_of_seen
 from ..utils.errors import BLPSegError
 from ..utils.files import without_nan, write_json
 from .crf import CRFEvaluator, DenseCRF
-from .from_scribbles import ScribbleEvaluator
+from .from_scribbles import FEWEST_IMAGES, ScribbleEvaluator
 from .inference import Inference
 from .report import ReportEvaluator
 from .sem_seg import SemSegEvaluator
 from .volume import VolumeEvaluator
+
+logger = logging.getLogger(__name__)
 
 # Metadata's evaluator_type -> class with from_config(cfg, dataset_name, output_dir).
 EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
@@ -31,7 +37,7 @@ EVALUATORS = {"sem_seg": SemSegEvaluator, "sem_seg_volume": VolumeEvaluator}
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> DatasetEvaluator:
     """The evaluator of a data set, by its metadata's ``evaluator_type``, with what ``TEST.*`` adds to it.
 
-    Where the records have no masks, a :class:`ScribbleEvaluator` on their strokes.
+    Where not all of the records have masks, but all have scribbles, a :class:`ScribbleEvaluator` on their strokes.
 
     Args:
         cfg: ``TEST.CRF``, ``TEST.REPORT``, ``TEST.SCRIBBLE_ESTIMATE`` and the evaluators' own keys are read.
@@ -56,19 +62,31 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
             f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES}; they must agree"
         )
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    records = DatasetCatalog.get(dataset_name)
-    scribbles = all("scribble_file_name" in record for record in records)
-    masks = not scribbles or any("sem_seg_file_name" in record for record in records)
-    kinds = [EVALUATORS[kind]] if masks else []
-    if masks and cfg.TEST.REPORT.ENABLED:
-        kinds.append(ReportEvaluator)
-    if scribbles and (not masks or cfg.TEST.SCRIBBLE_ESTIMATE):
-        kinds.append(ScribbleEvaluator)
+    kinds = _evaluator_classes(cfg, dataset_name, EVALUATORS[kind])
     evaluators = [kind.from_config(cfg, dataset_name, output_dir) for kind in kinds]
     evaluator = evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
     if cfg.TEST.CRF.ENABLED:
         return CRFEvaluator(evaluator, DenseCRF.from_config(cfg), cfg.TEST.CRF.NUM_WORKERS, cfg.INPUT.FORMAT)
     return evaluator
+
+
+def _evaluator_classes(cfg: CfgNode, dataset_name: str, by_masks: type) -> list[type]:
+    records = DatasetCatalog.get(dataset_name)
+    scribbled, masked = (sum(key in r for r in records) for key in ("scribble_file_name", "sem_seg_file_name"))
+    scribbles = scribbled == len(records)
+    masks = not scribbles or masked == len(records)
+    if cfg.TEST.SCRIBBLE_ESTIMATE and not scribbles:
+        _warn(f"TEST.SCRIBBLE_ESTIMATE: only {scribbled} of {len(records)} images of {dataset_name} have a scribble")
+    if masked and not masks:
+        _warn(f"{dataset_name}: only {masked} of {len(records)} images have a mask, so strokes are measured on")
+    if not masks and (cfg.TEST.REPORT.ENABLED or cfg.TEST.WRITE_PREDICTIONS):
+        _warn(f"{dataset_name}: TEST.REPORT and .WRITE_PREDICTIONS need masks; tools/demo.py --raw writes class maps")
+    kinds = [by_masks] if masks else []
+    if masks and cfg.TEST.REPORT.ENABLED:
+        kinds.append(ReportEvaluator)
+    if scribbles and (not masks or cfg.TEST.SCRIBBLE_ESTIMATE):
+        kinds.append(ScribbleEvaluator)
+    return kinds
 
 
 def evaluate(
@@ -122,6 +140,9 @@ def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -
 
     Masks are read for evaluators of ours. Raises BLPSegError for the first fault.
     """
+    warn_of_seen(cfg, cfg)
+    if not test_sets(cfg):
+        logger.info("nothing to evaluate on; DATASETS.HOLD_OUT 0.2 estimates the mIoU from strokes that are held out")
     for name in test_sets(cfg):
         try:
             load_records(name)
@@ -129,7 +150,12 @@ def check_test_sets(cfg: CfgNode, build_evaluator: Callable = build_evaluator) -
                 if isinstance(part, (SemSegEvaluator, ScribbleEvaluator)):
                     part.check_labels()
         except BLPSegError as error:
-            raise BLPSegError(f'{error}; or train without evaluation: DATASETS.TEST "()"') from error
+            off = 'DATASETS.TEST "()"' if cfg.DATASETS.TEST else "DATASETS.HOLD_OUT 0"
+            raise BLPSegError(f"{error}; or train without evaluation: {off}") from error
+
+
+def _warn(line: str) -> None:
+    log_first_n(logging.WARNING, line, name=__name__, key="message")  # it stands for every evaluation of a run
 
 
 def _parts(evaluator: DatasetEvaluator) -> list[DatasetEvaluator]:
@@ -142,9 +168,11 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
     """The numbers of one data set for a reader: a table by class, a table of the rest, the line ``mIoU: ...``."""
     by_class: dict[str, dict[str, float]] = {}
     overall = []
-    for metrics in results.values():
+    owners: dict[str, str] = {}  # a metric of two tasks bears the second one's name
+    for task, metrics in results.items():
         for key, value in metrics.items():
             metric, dash, name = key.partition("-")
+            metric = metric if owners.setdefault(metric, task) == task else f"{metric}, {task}"
             if dash:
                 by_class.setdefault(name, {})[metric] = value
             else:
@@ -166,7 +194,8 @@ def results_table(dataset_name: str, results: Mapping[str, Mapping[str, float]],
 def _summary(task: str, metrics: Mapping[str, float]) -> str:
     if task == "sem_seg":
         return f"mIoU: {metrics['mIoU']:.3f}"
-    return (
-        f"mIoU estimated from scribbles: {metrics['mIoU']:.1f} (95 % interval {metrics['mIoU_low']:.1f} to "
-        f"{metrics['mIoU_high']:.1f}); on annotated pixels alone {metrics['mIoU_annotated_pixels']:.1f}"
-    )
+    interval = f"95 % interval {metrics['mIoU_low']:.1f} to {metrics['mIoU_high']:.1f}"
+    if math.isnan(metrics["mIoU_low"]):
+        interval = f"fewer than {FEWEST_IMAGES} images: no interval"
+    alone = f"on annotated pixels alone {metrics['mIoU_annotated_pixels']:.1f}"
+    return f"mIoU estimated from scribbles: {metrics['mIoU']:.1f} ({interval}); {alone}"

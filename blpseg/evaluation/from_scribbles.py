@@ -34,6 +34,7 @@ LARGEST_WEIGHT = 50.0  # of a pixel, in units of the mean
 # (on VOC photographs and CamVid; docs/RESULTS.md).
 SHARED_PIXELS = 300
 RESAMPLES = 200
+FEWEST_IMAGES = 5  # to resample: the interval of fewer is far too narrow
 
 
 class Counts(NamedTuple):
@@ -72,7 +73,8 @@ class ConfusionEstimate:
         A_ik (a_i F_ik + (1 - a_i) F_k),    a_i = n_i / (n_i + SHARED_PIXELS (1 - n_i / N_i))
 
     with A_ik the pixels of image i that are predicted as k, F_ik and F_k the weighted distributions, and n_i of the
-    image's N_i pixels annotated. A prediction without an annotated pixel in an image has F_k there.
+    image's N_i pixels annotated. A prediction without an annotated pixel in an image has F_k there; one without any in
+    all images has the distribution of all labels, which says nothing for it.
     """
 
     def __init__(self, images: Sequence[Counts]):
@@ -88,8 +90,7 @@ class ConfusionEstimate:
         self._own = taken / (taken + SHARED_PIXELS * (1 - taken / self._there.sum(axis=1)))
 
     def __call__(self, times: np.ndarray) -> np.ndarray:
-        """(images,) how often each image counts -> (C, C) float64 pixels, [prediction, label]. A prediction of which no
-        image has an annotated pixel has an empty row."""
+        """(images,) how often each image counts -> (C, C) float64 pixels, [prediction, label]."""
         count, classes = self._areas.shape
         counted = times[self._of] * self._pixels
         taken, there = np.bincount(self._stratum, counted, minlength=STRATA), times @ self._there
@@ -97,7 +98,8 @@ class ConfusionEstimate:
         probability = (taken + PRIOR_PIXELS * mean) / (there + PRIOR_PIXELS)
         weight = (1 / np.maximum(probability, mean / LARGEST_WEIGHT))[self._stratum]
         shared = np.bincount(self._cell, counted * weight, minlength=classes**2).reshape(classes, classes)
-        shared /= np.maximum(shared.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        found = shared.sum(axis=1, keepdims=True)
+        shared = np.where(found > 0, shared / np.maximum(found, np.finfo(float).tiny), shared.sum(axis=0) / found.sum())
         mass = np.bincount(self._row, self._pixels * weight, minlength=count * classes)
         # What image i has of row k by itself; the rest of its A_ik follows F_k.
         own = times[:, None] * self._own[:, None] * self._areas * (mass > 0).reshape(count, classes)
@@ -116,7 +118,8 @@ class ScribbleEvaluator(DatasetEvaluator):
     images themselves: which of their pixels are annotated is known. The estimate is biased where, at equal strata,
     people avoid what the model gets wrong; a class without a stroke is left out.
 
-    The interval is the 2.5th to 97.5th percentile over resampled images (bootstrap, seed 0).
+    The interval is the 2.5th to 97.5th percentile over resampled images (bootstrap, seed 0); NaN for fewer than
+    ``FEWEST_IMAGES``.
     """
 
     def __init__(self, dataset_name: str):
@@ -140,10 +143,13 @@ class ScribbleEvaluator(DatasetEvaluator):
         """Read every label as :meth:`process` will.
 
         Raises:
-            BLPSegError: see there.
+            BLPSegError: see there and :meth:`evaluate`.
         """
-        for image in self._scribbles:
-            self._read(image, image_size(image))
+        if not any([(self._read(image, image_size(image)) != UNANNOTATED).any() for image in self._scribbles]):
+            raise self._no_stroke()
+
+    def _no_stroke(self) -> BLPSegError:
+        return BLPSegError(f"data set {self._name}: no annotated pixel to evaluate on; scribble on some of its images")
 
     def _read(self, image: str, size: tuple[int, int]) -> np.ndarray:
         path = self._scribbles[image]
@@ -192,16 +198,18 @@ class ScribbleEvaluator(DatasetEvaluator):
             return None
         images = {name: counts for part in gathered for name, counts in part.items()}
         if not images:
-            raise BLPSegError(f"data set {self._name}: no annotated pixel to evaluate on")
+            raise self._no_stroke()
         ordered = [images[name] for name in sorted(images)]
         estimate, every = ConfusionEstimate(ordered), np.ones(len(ordered))
         ious = class_ious(estimate(every))
         plain = np.zeros((len(self._classes), len(self._classes)))
         for image in ordered:
             np.add.at(plain, (image.cells[:, 0], image.cells[:, 1]), image.pixels)
-        draws = np.random.default_rng(0).multinomial(len(ordered), every / len(ordered), size=RESAMPLES)
-        means = [np.nanmean(class_ious(estimate(times))) for times in draws]
-        low, high = np.percentile(means, (2.5, 97.5))
+        low = high = np.nan
+        if len(ordered) >= FEWEST_IMAGES:
+            draws = np.random.default_rng(0).multinomial(len(ordered), every / len(ordered), size=RESAMPLES)
+            means = [np.nanmean(class_ious(estimate(times))) for times in draws]
+            low, high = np.percentile(means, (2.5, 97.5))
         result = OrderedDict(
             mIoU=np.nanmean(ious), mIoU_low=low, mIoU_high=high, mIoU_annotated_pixels=np.nanmean(class_ious(plain))
         )

@@ -129,7 +129,8 @@ class Inference(nn.Module):
             for i, sem_seg in zip(members, maps, strict=True):
                 results[i] = {"sem_seg": sem_seg}
                 if self.annotated:
-                    results[i]["annotated"] = 1 - self.annotation_prob(batched_inputs[i]["image"], result_size)[-1]
+                    image = batched_inputs[i]["image"]
+                    results[i]["annotated"] = 1 - self.annotation_prob(image, result_size, slice(-1, None))[0]
         return results
 
     def _to_device(self, image: torch.Tensor) -> torch.Tensor:
@@ -166,9 +167,12 @@ class Inference(nn.Module):
             return logits
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
-    def annotation_prob(self, image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def annotation_prob(
+        self, image: torch.Tensor, size: tuple[int, int], channels: slice = slice(None)
+    ) -> torch.Tensor:
         """(3, H, W), 0..255 -> (C + 1, *size) float32: the annotation head's probabilities, "not annotated" last.
 
+        Of these ``channels``, where not all are needed: at the size of a large image each takes much memory.
         From one view, at the middle one of the scales, and smaller where the image has more pixels than a tile takes.
         """
         height, width = image.shape[-2:]
@@ -178,7 +182,7 @@ class Inference(nn.Module):
         scaled_size = [max(1, round(height * scale)), max(1, round(width * scale))]
         view = F.interpolate(self._to_device(image)[None].float(), scaled_size, mode="bilinear", antialias=True)[0]
         (maps,) = self.model.inspect([{"image": view}])
-        return F.interpolate(maps["annotation_prob"][None].float(), size, mode="bilinear")[0]
+        return F.interpolate(maps["annotation_prob"][None, channels].float(), size, mode="bilinear")[0]
 
     def _tiled(self, image: torch.Tensor, size: tuple[int, int], scales: Sequence[float]) -> torch.Tensor:
         """(3, H, W) -> (C, *size) logits, or the class map, put together from tiles."""

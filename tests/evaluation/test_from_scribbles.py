@@ -42,12 +42,18 @@ def confusion_by_loop(images):
                     mass[y] += min(1 / probability[s], LARGEST_WEIGHT / mean)
         return [m / sum(mass) if sum(mass) else 0.0 for m in mass]
 
+    every = [0.0] * CLASSES
+    for _, label, stratum in images:
+        for y, s in zip(label, stratum, strict=True):
+            if y >= 0:
+                every[y] += min(1 / probability[s], LARGEST_WEIGHT / mean)
     confusion = np.zeros((CLASSES, CLASSES))
     for image in images:
         annotated = sum(y >= 0 for y in image[1])
         share = annotated / (annotated + SHARED_PIXELS * (1 - annotated / len(image[1])))
         for k in range(CLASSES):
             area, own, shared = image[0].count(k), distribution([image], k), distribution(images, k)
+            shared = shared if sum(shared) else [m / sum(every) for m in every]
             for y in range(CLASSES):
                 mixed = share * own[y] + (1 - share) * shared[y] if sum(own) else shared[y]
                 confusion[k, y] += area * mixed
@@ -79,6 +85,11 @@ def test_confusion_agrees_with_a_plain_loop():
     expected = confusion_by_loop([tuple(x.tolist() for x in image) for image in images])
     estimate = ConfusionEstimate([counted(*image) for image in images])
     np.testing.assert_allclose(estimate(np.ones(3)), expected, rtol=1e-12)
+    unseen = [(p, np.where(p == 1, -1, label), s) for p, label, s in images]  # nobody drew where it predicts 1
+    expected = confusion_by_loop([tuple(x.tolist() for x in image) for image in unseen])
+    found = ConfusionEstimate([counted(*image) for image in unseen])(np.ones(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found[1].sum() == pytest.approx(sum((p == 1).sum() for p, *_ in images))
     twice = ConfusionEstimate([counted(*image) for image in (*images, images[1])])
     np.testing.assert_allclose(estimate(np.array([1, 2, 1])), twice(np.ones(4)), rtol=1e-12)
 
@@ -119,6 +130,19 @@ def test_held_out_images_depend_on_their_names_alone():
     slices = [{"image_id": f"p{p}_{i}", "volume_id": f"p{p}"} for p in range(40) for i in range(5)]
     for part in split_records(slices, 0.3):
         assert part and all(sum(s["volume_id"] == r["volume_id"] for s in part) == 5 for r in part)
+    assert split_records([{"file_name": "a"}], 0.0)[0], "Detectron2's standard records have no image_id"
+
+
+def test_no_patient_is_on_both_sides(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for part in ("images", "scribbles"):
+        (tmp_path / f"acdc_png/{part}/train").mkdir(parents=True)
+        for patient in range(30):
+            for frame in (1, 12):
+                name = f"patient{patient:03}_frame{frame:02}_slice_1.png"
+                cv2.imwrite(str(tmp_path / f"acdc_png/{part}/train/{name}"), np.zeros((4, 4), np.uint8))
+    patients = [{r["subject"] for r in part} for part in split_records(load_records("acdc_scribble_train"), 0.3)]
+    assert all(patients) and not patients[0] & patients[1] and len(patients[0] | patients[1]) == 30
 
 
 @pytest.fixture
@@ -155,8 +179,9 @@ def test_full_strokes_give_the_true_score(made_cfg, without_masks, tmp_path, cap
         expected = 100 * ious(confusion)
     assert results["mIoU"] == pytest.approx(expected.mean(), abs=1e-9)
     assert results["mIoU_annotated_pixels"] == pytest.approx(expected.mean(), abs=1e-9)
-    assert results["mIoU_low"] <= results["mIoU"] <= results["mIoU_high"]
-    assert "mIoU estimated from scribbles" in capsys.readouterr().out
+    count = len(load_records("made_val"))
+    assert count < 5 and np.isnan(results["mIoU_low"]) and np.isnan(results["mIoU_high"])
+    assert "(fewer than 5 images: no interval)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -164,8 +189,10 @@ def test_full_strokes_give_the_true_score(made_cfg, without_masks, tmp_path, cap
     [
         (lambda f: cv2.imwrite(str(f), np.zeros((5, 5), np.uint8)), "5 x 5"),
         (lambda f: cv2.imwrite(str(f), np.full((40, 52), 7, np.uint8)), "label value 7"),
+        (lambda f: [cv2.imwrite(str(g), np.full_like(cv2.imread(str(g), 0), 255)) for g in f.parent.iterdir()],
+         "no annotated pixel"),
     ],
-    ids=["size", "value"],
+    ids=["size", "value", "blank"],
 )
 def test_faulty_strokes_end_in_one_line(made_cfg, without_masks, tmp_path, fault, words):
     fault(without_masks / "scribbles/val/val0.png")

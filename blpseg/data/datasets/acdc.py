@@ -6,7 +6,7 @@ from .splits import Split, register_split
 
 CLASSES = ["background", "right ventricle", "myocardium", "left ventricle"]
 COLORS = [(0, 0, 0), (66, 133, 244), (52, 168, 83), (234, 67, 53)]
-VOLUME_PATTERN = r"(?P<volume>patient\d+_frame\d+)_slice_(?P<slice>\d+)"
+VOLUME_PATTERN = r"(?P<volume>(?P<subject>patient\d+)_frame\d+)_slice_(?P<slice>\d+)"
 
 _REMEDIES = dict.fromkeys(
     ("images", "scribbles", "masks"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...utils.errors import BLPSegError
@@ -11,22 +13,25 @@ from .splits import load_records
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+logger = logging.getLogger(__name__)
+
 SUFFIX = "_held_out"
+_NAMES = ("subject", "volume_id", "image_id", "file_name")  # the first that a record has decides
 
 
 def split_records(records: list[dict], share: float) -> tuple[list[dict], list[dict]]:
     """Divide records into those to train on and those held out.
 
-    The name of an image decides, or of its volume where it is a slice of one: images that are added later move no other
-    one, so a model never trained on what it is measured on.
+    The name of an image decides, or of its volume or subject where it is a slice: images that are added later move no
+    other one, so a model never trained on what it is measured on.
 
     Args:
-        records: as :func:`load_records` returns them.
+        records: as :func:`load_records` returns them, or of Detectron2's standard form.
         share: about this part of the images is held out, 0 up to 1.
     """
     parts: tuple[list[dict], list[dict]] = ([], [])
     for record in records:
-        name = str(record.get("volume_id", record["image_id"]))
+        name = str(next(record[key] for key in _NAMES if key in record))
         parts[zlib.crc32(name.encode()) < share * 2**32].append(record)
     return parts
 
@@ -63,3 +68,17 @@ def test_sets(cfg: CfgNode) -> tuple[str, ...]:
     if cfg.DATASETS.TEST or not cfg.DATASETS.HOLD_OUT:
         return tuple(cfg.DATASETS.TEST)
     return tuple(name + SUFFIX for name in cfg.DATASETS.TRAIN)
+
+
+def warn_of_seen(cfg: CfgNode, trained: Mapping) -> None:
+    """Warn of each data set to test on whose images a model was trained on; ``trained`` is the config of its training,
+    as nested mappings."""
+    datasets = trained.get("DATASETS") or {}
+    share = datasets.get("HOLD_OUT") or 0
+    for name in test_sets(cfg):
+        source = name.removesuffix(SUFFIX)
+        if source in (datasets.get("TRAIN") or ()) and (source == name or share < cfg.DATASETS.HOLD_OUT):
+            logger.warning(
+                f"{name}: the model is trained on images of it ({source} with DATASETS.HOLD_OUT {share}), so its "
+                "scores are too high; hold out as many images in training, or name another set in DATASETS.TEST"
+            )

@@ -38,7 +38,8 @@ class Split:
         images_suffix: where given, the images are STEM + suffix, in the folder of images or one folder below it.
         root: "" for :func:`data_root`.
         remedies: part ("images", "scribbles", "masks", "names") -> what to do when it is missing.
-        volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes.
+        volume: regular expression over the stem with the groups ``volume`` and ``slice``, for slices of volumes, and
+            ``subject`` where several volumes are of one.
         skip_unannotated: leave out images without a scribble file, rather than ask for it.
         evaluated: a split to evaluate on, by its masks, or by its scribbles where the folder of masks is missing.
     """
@@ -118,7 +119,7 @@ def register_split(
 
 def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) -> list[dict]:
     """The records of a split: ``file_name``, ``scribble_file_name``, ``sem_seg_file_name``, ``height``, ``width``,
-    ``image_id`` (the stem), and for slices ``volume_id`` (str) and ``slice_index`` (int).
+    ``image_id`` (the stem), and for slices ``volume_id`` (str), ``slice_index`` (int) and perhaps ``subject`` (str).
 
     Args:
         name: in the catalogs. DatasetCatalog is asked for one that BLPSeg did not register.
@@ -171,6 +172,8 @@ def load_records(name: str, optional: Collection[str] = (), sizes: bool = True) 
             if match is None:
                 raise BLPSegError(f"{record['file_name']}: the name does not give volume and slice as {split.volume!r}")
             record["volume_id"], record["slice_index"] = match["volume"], int(match["slice"])
+            if "subject" in match.groupdict():
+                record["subject"] = match["subject"]
     return records
 
 
