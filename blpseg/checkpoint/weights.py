@@ -78,16 +78,12 @@ def load_weights(
 
 def _matched_by_detectron2(own: dict, weights: dict, data: dict, path: str) -> dict:
     """``weights`` of a backbone's file under the names of ``own``, the model's state dict."""
-    caffe2 = (
-        path.partition("#")[0].endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
-    )
+    caffe2 = path.partition("#")[0].endswith(".pkl") and "__author__" not in data or data.get("__author__") == "Caffe2"
     try:
         with _quiet("detectron2.checkpoint.c2_model_loading"):
             return align_and_update_state_dicts(own, weights, c2_conversion=caffe2)
     except Exception as error:  # the matching of names is Detectron2's, and made for its own files
-        raise BLPSegError(
-            f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})"
-        ) from error
+        raise BLPSegError(f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})") from error
 
 
 def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:

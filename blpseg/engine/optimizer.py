@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params
@@ -9,10 +11,10 @@ from torch import nn
 
 from ..utils.errors import BLPSegError
 
-# Learnt positions and tokens, as Detectron2 and timm call them.
-NEVER_DECAYED = (
-    *("pos_embed", "absolute_pos_embed", "relative_position_bias_table", "rel_pos_h", "rel_pos_w"),
-    *("cls_token", "dist_token", "reg_token"),
+# Positions, tokens, layer scales, and biases and temperatures of attention, as Detectron2 and timm call them.
+NEVER_DECAYED = re.compile(
+    r"\w*pos_embed\w*|rel_pos_[hw]|relative_position_bias_table|(cls|dist|reg)_token|gamma\w*|layer_scale\w*|[qv]_bias|"
+    "attention_biases|logit_scale|temperature"
 )
 
 
@@ -20,12 +22,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """``SOLVER.OPTIMIZER`` over ``model``'s parameters (docs/METHOD.md: AdamW), with ``SOLVER.CLIP_GRADIENTS``.
 
     ``SOLVER.WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_BIAS`` (Detectron2's keys) set another decay for norms and biases;
-    None, the default here, treats them as every other weight. Positions and tokens of transformers never decay. The
-    backbone's learning rate is ``SOLVER.BACKBONE_MULTIPLIER`` times the others', the annotation head's
-    ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times. Raises BLPSegError if there is nothing to train.
+    None, the default here, treats them as every other weight. ``NEVER_DECAYED`` weights of transformers never decay.
+    The backbone's learning rate is ``SOLVER.BACKBONE_MULTIPLIER`` times the others', but for layers that it adds to its
+    pretrained network; the annotation head's ``MODEL.BLPSEG.ANNOTATION.LR_FACTOR`` times. Raises BLPSegError if there
+    is nothing to train.
     """
     solver = cfg.SOLVER
-    factors = {"annotation_head.": cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR, "backbone.": solver.BACKBONE_MULTIPLIER}
+    added = getattr(getattr(model, "backbone", None), "new_weights", ())
+    factors = {
+        "annotation_head.": cfg.MODEL.BLPSEG.ANNOTATION.LR_FACTOR,
+        **{f"backbone.{name}": 1.0 for name in added},
+        "backbone.": solver.BACKBONE_MULTIPLIER,
+    }
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -34,7 +43,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: next((factor for part, factor in factors.items() if part in name), 1.0),
-        overrides={name: {"weight_decay": 0.0} for name in NEVER_DECAYED},
+        overrides={name: {"weight_decay": 0.0} for name in names if NEVER_DECAYED.fullmatch(name)},
     )
     if not groups:
         raise BLPSegError("config: the model has no weight to train; is everything frozen (MODEL.BACKBONE.FREEZE_AT)?")

@@ -127,6 +127,9 @@ class BLPSeg(nn.Module):
         constraints = dict(self.backbone.padding_constraints)
         if "size_divisibility" in constraints:
             constraints["size_divisibility"] = max(divisibility, constraints["size_divisibility"])
+        if square := constraints.get("square_size"):  # a larger image gets a larger square
+            longest = max(side for image in images for side in image.shape[-2:])
+            constraints["square_size"] = max(square, -(-longest // divisibility) * divisibility)
         # Padding after normalisation is the mean colour, as in the crops of training.
         return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..utils.downloads import fetch
 from ..utils.errors import BLPSegError, describe
-from ..utils.weights_files import load_file, state_dict_of
+from ..utils.weights_files import check_finite, load_file, state_dict_of
 from .registry import keywords
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class TimmBackbone(PaddedToStride):
         self.plain = len({level["reduction"] for level in info.info}) == 1
         if self.plain:
             blocks = [level["module"] for level in info.info]
-            stages = [blocks[i] for i in quarters(len(blocks))]
+            stages = {number: blocks[i] for number, i in enumerate(quarters(len(blocks)), 2)}
             levels = levels[-1:]
         # A patch of 14 pixels becomes a stride of 16: forward() resizes the image.
         coarsest = levels[-1]["reduction"]
@@ -111,7 +111,9 @@ class TimmBackbone(PaddedToStride):
         self._out_feature_channels = {name: level["num_chs"] for name, level in used.items()}
         self._out_feature_strides = {name: level["stride"] for name, level in used.items()}
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
-        freeze_stages(network, stages if self.plain else [level["module"] for level in used.values()], freeze_at)
+        if not self.plain:
+            stages = {int(level[3:]): shape["module"] for level, shape in used.items()}
+        freeze_stages(network, stages, freeze_at, blocks[0] if self.plain else "")
         self.network = timm.layers.freeze_batch_norm_2d(network) if freeze_norm else network
         statistics: Any = network.pretrained_cfg
         self.pixel_mean, self.pixel_std = ([255 * v for v in statistics[key]] for key in ("mean", "std"))
@@ -179,7 +181,9 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     section = cfg.MODEL.TIMM
     options = keywords(section) | ({"weights": ""} if cfg.MODEL.WEIGHTS else {})
     backbone = TimmBackbone(**options, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT, in_channels=input_shape.channels)
-    if section.WEIGHTS and cfg.INPUT.FORMAT == "RGB":
+    if section.WEIGHTS:
+        if cfg.INPUT.FORMAT != "RGB":
+            logger.warning(f"{section.NAME} was trained on RGB images; set INPUT.FORMAT RGB")
         wanted, given = (*backbone.pixel_mean, *backbone.pixel_std), (*cfg.MODEL.PIXEL_MEAN, *cfg.MODEL.PIXEL_STD)
         if max(abs(a - b) for a, b in zip(wanted, given, strict=True)) > 1:
             mean, std = ([round(v, 3) for v in part] for part in (backbone.pixel_mean, backbone.pixel_std))
@@ -202,10 +206,10 @@ def _create(name: str, weights: str, options: dict) -> nn.Module:
     import timm
 
     source = {}
-    if weights:
-        state = _packaged_weights(name) if weights == PRETRAINED else _file_weights(weights)
-        source = {"pretrained": True} | ({"pretrained_cfg_overlay": {"state_dict": state}} if state else {})
     try:
+        if weights:
+            state = _packaged_weights(name) if weights == PRETRAINED else _file_weights(weights)
+            source = {"pretrained": True} | ({"pretrained_cfg_overlay": {"state_dict": state}} if state else {})
         before = torch.get_rng_state()
         network = _extractor(name, options | source)
         untrained = None
@@ -214,6 +218,8 @@ def _create(name: str, weights: str, options: dict) -> nn.Module:
             torch.set_rng_state(before)
             untrained = _extractor(name, options)
             torch.set_rng_state(after)
+    except BLPSegError:
+        raise
     except Exception as error:  # unknown names, options, downloads and shapes all fail in their own way
         key = "MODEL.TIMM.WEIGHTS" if weights else "MODEL.TIMM.NAME"
         raise BLPSegError(
@@ -223,9 +229,13 @@ def _create(name: str, weights: str, options: dict) -> nn.Module:
     if timm.models.get_model_traits(network).get("fixed_input_size"):
         _require_any_size(network, name)
     if untrained is not None:
-        # timm loads what it finds. A weight that is as random as its twin's, made from the same seed, was not there.
+        # timm loads what it finds. A weight that is as random as its twin's, made from the same seed, was not there;
+        # nor were batch norms of which none has seen anything.
+        check_finite(weights, network.state_dict())
         random = dict(untrained.named_parameters())
         missing = [k for k, v in network.named_parameters() if v.dim() > 1 and torch.equal(v, random[k])]
+        means = {k: v for k, v in network.named_buffers() if k.endswith("running_mean")}
+        missing += [] if any(v.any() for v in means.values()) else means
         if missing:
             raise BLPSegError(
                 f"MODEL.TIMM.WEIGHTS {weights}: lacks {len(missing)} weights of {name} ({missing[0]}, ...); is it a "
@@ -294,10 +304,19 @@ def _file_weights(path: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def freeze_stages(network: nn.Module, stages: list[str], freeze_at: int) -> None:
-    """Freeze what ``network`` registers before the first of ``stages``, and ``freeze_at - 1`` of the stages.
+def freeze_stages(network: nn.Module, stages: dict[int, str], freeze_at: int, first: str = "") -> None:
+    """Freeze what ``network`` registers before the module ``first``, and the stages of the levels up to ``freeze_at``.
 
     timm registers modules in the order in which they run. Batch norms keep their statistics, as Detectron2's do.
+
+    Args:
+        network: whose parameters lose their gradients.
+        stages: number of a level -> its last module.
+        freeze_at: ``MODEL.BACKBONE.FREEZE_AT``.
+        first: "" for the first of the stages.
+
+    Raises:
+        BLPSegError: the network has no module of that name.
     """
     if freeze_at < 1:
         return
@@ -306,9 +325,15 @@ def freeze_stages(network: nn.Module, stages: list[str], freeze_at: int) -> None
     # An extractor writes "stages_0" or "model.stages.0" for what its feature_info calls "stages.0".
     modules = dict(network.named_modules())
     names = [_underscored(name.removeprefix("model.")) for name in modules]
-    last = _underscored(stages[max(min(freeze_at, len(stages) + 1) - 2, 0)])
-    positions = [i for i, name in enumerate(names) if name.startswith(last)]
-    end = positions[0] if freeze_at == 1 else positions[-1] + 1
+    frozen = [module for level, module in stages.items() if level <= freeze_at]
+    last = frozen[-1] if frozen else first or next(iter(stages.values()))
+    positions = [i for i, name in enumerate(names) if name.startswith(_underscored(last))]
+    if not positions:
+        raise BLPSegError(
+            f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: this network ({type(network).__name__}) has no module {last!r} to "
+            "freeze up to; set it to 0"
+        )
+    end = positions[-1] + 1 if frozen else positions[0]
     for name, module in list(modules.items())[:end]:
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad = False

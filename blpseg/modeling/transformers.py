@@ -41,7 +41,8 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
     for level, heads in enumerate(cfg.MODEL.SWIN.NUM_HEADS):
         _check_heads("SWIN", cfg.MODEL.SWIN.EMBED_DIM << level, heads)
     network = _Swin(in_chans=input_shape.channels, **keywords(cfg.MODEL.SWIN))
-    freeze_stages(network, [f"layers.{i}" for i in range(network.num_layers)], cfg.MODEL.BACKBONE.FREEZE_AT)
+    stages = {i + 2: f"layers.{i}" for i in range(network.num_layers)}
+    freeze_stages(network, stages, cfg.MODEL.BACKBONE.FREEZE_AT)
     return network
 
 
@@ -58,7 +59,8 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
     vit = keywords(cfg.MODEL.VIT)
     square_pad = vit.pop("square_pad")
     network = ViT(in_chans=input_shape.channels, **vit)
-    freeze_stages(network, [f"blocks.{i}" for i in quarters(vit["depth"])], cfg.MODEL.BACKBONE.FREEZE_AT)
+    stages = {number: f"blocks.{i}" for number, i in enumerate(quarters(vit["depth"]), 2)}
+    freeze_stages(network, stages, cfg.MODEL.BACKBONE.FREEZE_AT, "blocks.0")
     return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=square_pad)
 
 

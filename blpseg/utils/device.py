@@ -12,7 +12,7 @@ def choose_device(wanted: str) -> str:
     softmax over many positions is full of them, and a CPU of Intel computes with them ten times as slowly.
 
     Raises:
-        BLPSegError: a GPU is asked for by its number.
+        BLPSegError: a GPU is asked for by its number, or Metal where it is missing.
     """
     import torch
 
@@ -21,6 +21,8 @@ def choose_device(wanted: str) -> str:
             f"MODEL.DEVICE {wanted}: processes take GPUs by their rank; write cuda, and choose the GPUs with "
             f"CUDA_VISIBLE_DEVICES={wanted[5:]}"
         )
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise BLPSegError("MODEL.DEVICE mps: there is no Metal device here; write auto")
     if wanted == "auto" or wanted.startswith("cuda"):
         # A process has one GPU, chosen by its rank.
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

@@ -44,7 +44,7 @@ def fetch(path: str) -> str:
     local = str(_download(name, url, digest.lower())) if url else _local_path(name)
     if not os.path.isfile(local):
         what = "not a regular file" if os.path.exists(local) else "no such file"
-        raise BLPSegError(f"{path}: {what}; give the path of a file, for weights in MODEL.WEIGHTS")
+        raise BLPSegError(f"{path}: {what}; give the path of a file")
     if digest and not url and _sha256(local) != digest.lower():
         raise BLPSegError(f"{name}: its SHA-256 is not {digest}; fetch it again from where the digest comes from")
     return local

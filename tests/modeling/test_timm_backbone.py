@@ -110,6 +110,9 @@ def test_padding_does_what_the_networks_ask_for(tiny_cfg):
     assert backbone.size_divisibility == 32
     assert backbone.padding_constraints == {"size_divisibility": 32, "square_size": 96}
     assert TimmBackbone("test_resnet", output_stride=16).padding_constraints == {"size_divisibility": 16}
+    model = build_model(tiny_cfg).eval()
+    shapes = [model.preprocess_image([sample(h, w)]).tensor.shape[-2:] for h, w in ((64, 80), (64, 97))]
+    assert shapes == [(96, 96), (128, 128)], "a larger image gets a larger square"
 
 
 @pytest.mark.parametrize(("stride", "strides"), [(32, [4, 8, 16, 32]), (16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])])
@@ -141,6 +144,7 @@ def test_patches_of_14_pixels_become_a_stride_of_16():
         (LITE, "blocks.0.0.conv_dw.weight", "blocks.2.1.conv_pw.weight", "blocks.3.0.conv_pw.weight"),
         ("test_convnext", "stem_0.weight", "stages_1.blocks.0.conv_dw.weight", "stages_2.blocks.0.conv_dw.weight"),
         ("test_vit", "model.pos_embed", "model.blocks.2.norm1.weight", "model.blocks.3.norm1.weight"),
+        ("vit_tiny_patch16_224", "model.pos_embed", "model.blocks.5.norm1.weight", "model.blocks.6.norm1.weight"),
     ],
 )
 def test_freezing(name, before_res2, of_res3, of_res4):
@@ -149,9 +153,21 @@ def test_freezing(name, before_res2, of_res3, of_res4):
 
     assert all(p.requires_grad for p in trainable(0).values())
     assert not trainable(1)[before_res2].requires_grad and trainable(1)[of_res3].requires_grad
+    assert all(p.requires_grad for k, p in trainable(1).items() if k.startswith("model.blocks."))
     assert not trainable(2)[before_res2].requires_grad and trainable(2)[of_res3].requires_grad
     assert not trainable(3)[of_res3].requires_grad and trainable(3)[of_res4].requires_grad
     assert not any(p.requires_grad for name, p in trainable(5).items() if "norm" not in name.split(".")[-2:][0])
+
+
+def test_a_level_is_frozen_by_its_name_not_by_its_place():
+    """Of a network whose finest level has stride 16, FREEZE_AT 2 freezes no level."""
+    def frozen(freeze_at):
+        network = TimmBackbone("efficientvit_m0", freeze_at=freeze_at).network
+        return [name for name, p in network.named_parameters() if not p.requires_grad]
+
+    assert frozen(1) and frozen(1) == frozen(2) == frozen(3) and len(frozen(4)) > len(frozen(3))
+    with pytest.raises(BLPSegError, match="FREEZE_AT 2: .* has no module .* set it to 0"):
+        TimmBackbone("hrnet_w18_small", freeze_at=2)
 
 
 @pytest.mark.parametrize("arguments", [{"freeze_norm": True}, {"freeze_at": 2}])
@@ -179,6 +195,15 @@ def test_weights_of_a_file(tmp_path):
     torch.manual_seed(2)
     network = TimmBackbone("test_convnext", weights=str(tmp_path / "weights.pth")).network
     assert torch.equal(network.stages_2.blocks[0].conv_dw.weight, classifier.stages[2].blocks[0].conv_dw.weight)
+
+    resnet = timm.create_model("test_resnet").state_dict()
+    for name, weights, words in (
+        ("normless", {k: v for k, v in resnet.items() if "bn" not in k and "downsample.1" not in k}, "lacks"),
+        ("nan", {k: v.float() * float("nan") for k, v in resnet.items()}, "holds NaN"),
+    ):
+        torch.save(weights, tmp_path / f"{name}.pth")
+        with pytest.raises(BLPSegError, match=f"{name}.pth: .*{words}"):
+            TimmBackbone("test_resnet", weights=str(tmp_path / f"{name}.pth"))
 
     torch.save({"other": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(BLPSegError, match="other.pth: lacks .* weights of test_convnext"):
@@ -259,6 +284,25 @@ def test_learning_rates_and_decay(tiny_cfg):
     assert of("blocks.0.attn.qkv.weight") == pytest.approx((1e-4, 0.05))
     assert of("blocks.0.norm1.weight") == pytest.approx((1e-4, 0))
     assert of("pos_embed") == of("cls_token") == pytest.approx((1e-4, 0))
+    assert of("simfp_2.0.weight")[0] == 1e-3, "the pyramid is new, not pretrained"
     assert of("fuse.weight") == pytest.approx((1e-3, 0.05))
     with pytest.raises(BLPSegError, match="BACKBONE_MULTIPLIER"):
         get_cfg("", ["SOLVER.BACKBONE_MULTIPLIER", 0.0])
+
+
+def test_layer_scales_never_decay(tiny_cfg):
+    tiny_cfg.merge_from_list(timm_opts("test_convnext", "SOLVER.WEIGHT_DECAY", 0.05))
+    model = build_model(tiny_cfg)
+    decays = {id(p): group["weight_decay"] for group in build_optimizer(tiny_cfg, model).param_groups
+              for p in group["params"]}  # fmt: skip
+    scales = [decays[id(p)] for name, p in model.named_parameters() if name.endswith(".gamma")]
+    assert scales and not any(scales)
+
+
+def test_weights_of_rgb_images(tiny_cfg, tmp_path, caplog):
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save({k: v + 0.01 if k.endswith("running_mean") else v for k, v in state.items()}, tmp_path / "w.pth")
+    tiny_cfg.merge_from_list(timm_opts("test_resnet", "MODEL.TIMM.WEIGHTS", str(tmp_path / "w.pth")))
+    tiny_cfg.INPUT.FORMAT = "BGR"
+    build_backbone(tiny_cfg)
+    assert "set INPUT.FORMAT RGB" in caplog.text
