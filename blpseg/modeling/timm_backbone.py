@@ -93,7 +93,6 @@ class TimmBackbone(PaddedToStride):
         self.plain = len({level["reduction"] for level in info.info}) == 1
         if self.plain:
             blocks = [level["module"] for level in info.info]
-            stages = {number: blocks[i] for number, i in enumerate(quarters(len(blocks)), 2)}
             levels = levels[-1:]
         # A patch of 14 pixels becomes a stride of 16: forward() resizes the image.
         coarsest = levels[-1]["reduction"]
@@ -111,8 +110,7 @@ class TimmBackbone(PaddedToStride):
         self._out_feature_channels = {name: level["num_chs"] for name, level in used.items()}
         self._out_feature_strides = {name: level["stride"] for name, level in used.items()}
         self._channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
-        if not self.plain:
-            stages = {int(level[3:]): shape["module"] for level, shape in used.items()}
+        stages = quarters(blocks) if self.plain else {int(k[3:]): level["module"] for k, level in used.items()}
         freeze_stages(network, stages, freeze_at, blocks[0] if self.plain else "")
         self.network = timm.layers.freeze_batch_norm_2d(network) if freeze_norm else network
         statistics: Any = network.pretrained_cfg
@@ -342,9 +340,9 @@ def freeze_stages(network: nn.Module, stages: dict[int, str], freeze_at: int, fi
             network.get_submodule(parent).add_module(child, freeze_batch_norm_2d(module))
 
 
-def quarters(depth: int) -> list[int]:
-    """The last block of each quarter of ``depth`` blocks: what res2..res5 are to a plain transformer."""
-    return [math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4)]
+def quarters(blocks: list[str]) -> dict[int, str]:
+    """The last block of each quarter of the blocks of a plain transformer, for which it has levels 2 to 5."""
+    return {level: blocks[math.ceil(len(blocks) * (level - 1) / 4) - 1] for level in (2, 3, 4, 5)}
 
 
 def _underscored(module_name: str) -> str:

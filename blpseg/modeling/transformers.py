@@ -59,7 +59,7 @@ def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FeaturePyramid:
     vit = keywords(cfg.MODEL.VIT)
     square_pad = vit.pop("square_pad")
     network = ViT(in_chans=input_shape.channels, **vit)
-    stages = {number: f"blocks.{i}" for number, i in enumerate(quarters(vit["depth"]), 2)}
+    stages = quarters([f"blocks.{i}" for i in range(vit["depth"])])
     freeze_stages(network, stages, cfg.MODEL.BACKBONE.FREEZE_AT, "blocks.0")
     return FeaturePyramid(network, out_channels=cfg.MODEL.FPN.OUT_CHANNELS, square_pad=square_pad)
 
