@@ -34,7 +34,7 @@ class TreeEnergy(Loss):
     triangular matrices with one entry a node beside the diagonal. Trees are made on the CPU. A customary weight is 0.4.
 
     Source: Liang et al., "Tree Energy Loss: Towards Sparsely Annotated Semantic Segmentation", CVPR 2022; sigma 0.002
-    is that of the implementations in use.
+    is one of the two values (0.02 is the other) that public implementations use.
     """
 
     @configurable
