@@ -25,7 +25,7 @@ from blpseg.evaluation.sem_seg import SemSegEvaluator
 from blpseg.scribbles.simulate import simulate_scribble
 from blpseg.scribbles.simulate_folder import file_seed
 from blpseg.utils.cli import add_debug_flag, count, run_command
-from blpseg.utils.files import read_label
+from blpseg.utils.files import check_writable, read_label, write_csv
 from blpseg.utils.labels import UNANNOTATED
 
 
@@ -50,8 +50,11 @@ def main() -> None:
     parser.add_argument("--dataset", metavar="NAME", help="with masks (default: the first of DATASETS.TEST)")
     parser.add_argument("--preference", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="P", help="of strokes")
     parser.add_argument("--every", type=count, default=1, metavar="N", help="take every N-th image (default: 1)")
+    parser.add_argument("--output", metavar="FILE", help="write the figures as CSV too")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
     args = add_debug_flag(parser).parse_args()
+    if args.output:
+        check_writable(args.output)
     cfg = get_cfg(args.config_file, args.opts)
     name, model = args.dataset or cfg.DATASETS.TEST[0], load_model(cfg)
     with TemporaryDirectory() as folder:
@@ -68,10 +71,12 @@ def main() -> None:
     rows = []
     for preference, evaluator in evaluators.items():
         found = evaluator.evaluate()["scribbles"]
-        interval = f"{found['mIoU_low']:.1f} to {found['mIoU_high']:.1f}"
-        rows.append([preference, true, found["mIoU"], interval, found["mIoU_annotated_pixels"]])
-    columns = ["preference", "mIoU of masks", "estimate", "95 % interval", "annotated pixels alone"]
+        numbers = (found[key] for key in ("mIoU", "mIoU_low", "mIoU_high", "mIoU_annotated_pixels"))
+        rows.append([preference, *(round(number, 1) for number in (true, *numbers))])
+    columns = ["preference", "mIoU of masks", "estimate", "lowest", "highest", "annotated pixels alone"]
     print(tabulate(rows, columns, floatfmt=".1f", tablefmt="github"))
+    if args.output:
+        write_csv(args.output, [columns, *rows])
 
 
 if __name__ == "__main__":
