@@ -25,8 +25,8 @@ def test_estimates_stand_beside_the_score_of_the_masks(run_tool, root, made_fold
     ]
     torch.save({"model": build_model(get_cfg(config, options)).state_dict()}, options[-1])
     output = tmp_path / "estimates.csv"
-    arguments = ["--config-file", config, "--dataset", "estimated_val", "--preference", "0", "1", "--output", str(output)]
-    assert run_tool("research/scribble_estimate.py", *arguments, "--opts", *options) == 0
+    arguments = ["--config-file", config, "--dataset", "estimated_val", "--preference", "0", "1"]
+    assert run_tool("research/scribble_estimate.py", *arguments, "--output", str(output), "--opts", *options) == 0
     rows = re.findall(r"^\|\s+([01])\.0 \|(.*)\|$", capsys.readouterr().out, re.M)
     assert [number for number, _ in rows] == ["0", "1"]
     true, estimate, low, high, plain = (cell.strip() for cell in rows[0][1].split("|"))
