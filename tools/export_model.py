@@ -36,7 +36,8 @@ def main() -> None:
     from blpseg.evaluation.predictor import load_model
 
     cfg = get_cfg(args.config_file, args.opts)
-    names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("stuff_classes", ()) if cfg.DATASETS.TEST else ()
+    (named, *_) = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN, "")
+    names = MetadataCatalog.get(named).get("stuff_classes", ()) if named else ()
     model = load_model(cfg)
     for path in args.output:
         difference = export(model, path, class_names=names, image_format=cfg.INPUT.FORMAT)

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+from shlex import quote
 
 from blpseg.data.project import create_project
 from blpseg.utils.cli import add_debug_flag, run_command
@@ -37,7 +38,7 @@ def main() -> None:
     count = create_project(a.project, a.classes, a.images, scribbles=a.scribbles, masks=a.masks, val=a.val, seed=a.seed)
     config = os.path.join(a.project, "config.yaml")
     print(f"Wrote {config}: {count} photos to scribble on, {len(a.classes)} classes.")
-    print(f"Next: tools/annotate.py {a.project}, then tools/train_net.py --config-file {config}")
+    print(f"Next: tools/annotate.py {quote(a.project)}, then tools/train_net.py --config-file {quote(config)}")
 
 
 if __name__ == "__main__":

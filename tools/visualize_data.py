@@ -11,7 +11,7 @@ from blpseg.utils.errors import BLPSegError
 
 EXAMPLE = """
 Where there is no label the image is washed out and grey; padding has a colour of its own. The legend names the classes
-that occur. Files are written as NAME.png (annotation) or by their place in the run (dataloader).
+that occur. Files are written as DATASET_NAME.png (annotation) or by their place in the run (dataloader).
 
 examples:
   python tools/visualize_data.py --config-file configs/ACDC-Scribble/blpseg_R18.yaml --source annotation \\

@@ -156,8 +156,9 @@ class Checkpointer:
     def name_best(self, iteration: int) -> None:
         self._link(iteration, "model_best.pth")
 
-    def name_final(self, iteration: int) -> None:
+    def name_final(self, iteration: int) -> str:
         self._link(iteration, "model_final.pth")
+        return os.path.join(self.output_dir, "model_final.pth")
 
     def _link(self, iteration: int, name: str) -> None:
         source, target = self.path(iteration), os.path.join(self.output_dir, name)

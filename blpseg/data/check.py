@@ -86,6 +86,7 @@ def _read_all(report, records, digests, workers, max_disagreement) -> None:
         labels=_expected_labels(report.name, records),
         similar=_similar_names(report.name, records),
     )
+    _find_stray_labels(report, records)
     for record, result in map_files(examine, records, workers, report.name):
         if isinstance(result, BLPSegError):
             report.images += 1
@@ -115,6 +116,25 @@ def _similar_names(name: str, records: Sequence[dict]) -> dict[str, str]:
             if named != label and named in images and label not in images:
                 hints.setdefault(images[named], f"{path} seems to be it: labels have the image's name, {named}.png")
     return hints
+
+
+def _find_stray_labels(report: DatasetReport, records: Sequence[dict]) -> None:
+    """Labels of no image, in the folders of a split that takes all images of a folder; and how many have a scribble."""
+    split = splits().get(report.name)
+    if split is None or split.names:
+        return
+    stems = {record["image_id"] for record in records}
+    for part in ("scribbles", "masks"):
+        folder = split.path(part)
+        for stem, path in (index_folder(folder) if folder and os.path.isdir(folder) else {}).items():
+            if stem not in stems:
+                report.findings.append(finding("stray", path, "no image has this name without its extension"))
+    if split.skip_unannotated and split.needed == "scribbles":
+        count = sum("scribble_file_name" in record for record in records)
+        if not count:
+            report.findings.append(finding("missing", split.path("scribbles"), "no image has a scribble"))
+        elif count < len(records):
+            report.notes.append(f"{count} of {len(records)} images have a scribble; the others are not trained on")
 
 
 def _expected_labels(name: str, records: Sequence[dict]) -> tuple[str, ...]:
@@ -265,7 +285,10 @@ def _zero_means_unannotated(scribble: np.ndarray, mask: np.ndarray | None, num_c
         return ""
     if swapped:
         return "0 and 255 seem to be swapped: 'not annotated' is 255, class 0 is 0"
-    return "255 is absent and 0 fills all but some strokes: save 'not annotated' as 255, not 0"
+    return (
+        "255 is absent and 0 fills all but some strokes: save 'not annotated' as 255, not 0 "
+        "(datasets/prepare_scribbles.py --label-png DIR --unannotated-value 0)"
+    )
 
 
 def _is_strokes(marked: np.ndarray) -> bool:
@@ -296,7 +319,13 @@ def _note(report: DatasetReport) -> None:
     for part in ("scribble", "mask"):
         pixels = getattr(report, f"{part}_pixels")
         absent = [name for name, count in zip(report.classes, pixels, strict=True) if not count]
-        if pixels.any() and absent:
+        if pixels.any() and not pixels[1:].any():
+            message = (
+                f"no {part} has a class but {report.classes[0]!r}; where a program such as Fiji wrote objects as 255, "
+                "give them class numbers: 255 stands for 'no class' here"
+            )
+            report.findings.append(finding("classes", report.name, message))
+        elif pixels.any() and absent:
             report.notes.append(f"no {part} has a pixel of: {', '.join(absent)}")
 
     widths = sorted(report.stroke_widths.elements())

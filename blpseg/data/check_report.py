@@ -18,6 +18,7 @@ _KINDS = {
     "missing": (6.0, "images without a label file"),
     "size": (5.0, "labels of another size than their image"),
     "classes": (4.5, "classes that do not agree with the config"),
+    "stray": (4.2, "label files that belong to no image"),
     "range": (4.0, "labels with values out of range"),
     "zero": (3.0, "scribbles where 0 seems to mean 'not annotated'"),
     "duplicate": (2.5, "images that are in more than one split"),

@@ -6,14 +6,14 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
 from ..scribbles.vocabulary import Vocabulary, load_vocabulary
 from ..utils.errors import BLPSegError
-from ..utils.files import IMAGE_EXTENSIONS, image_size, index_folder, write_bytes_atomic
+from ..utils.files import IMAGE_EXTENSIONS, image_size, index_folder, read_label, write_bytes_atomic
 from ..utils.palette import distinct_colors
 from ..utils.yaml_files import merge_mappings, read_config, read_yaml
 
@@ -85,15 +85,15 @@ def create_project(
     for path in photos.values():
         image_size(str(path))
     masked = list_images(masks) if masks else {}
-    labels = list_images(scribbles) if scribbles else {}
     chosen = _validation(photos, masked, masks, val, seed)
+    labels = _scribbles_to_copy(scribbles, photos, chosen) if scribbles else {}
     for part in _PARTS:
         (root / part).mkdir(parents=True, exist_ok=True)
     for stem, path in photos.items():
         _copy(path, root / ("images/val" if stem in chosen else "images/train") / path.name)
         if stem in chosen and stem in masked:
             _copy(masked[stem], root / "masks/val" / masked[stem].name)
-        if stem in labels and stem not in chosen:
+        if stem in labels:
             _copy(labels[stem], root / "scribbles/train" / labels[stem].name)
     evaluated = bool(list_images(root / "masks/val"))
     _write_config(root / CONFIG, _new_config(root, list(classes), evaluated))
@@ -135,6 +135,21 @@ def _photos_to_copy(folder: str | os.PathLike) -> dict[str, Path]:
         logger.warning(f"{folder}: {len(others)} other files are left out ({named}); photos are "
                        f"{', '.join(IMAGE_EXTENSIONS)}")  # fmt: skip
     return photos
+
+
+def _scribbles_to_copy(folder, photos: Collection[str], chosen: Collection[str]) -> dict[str, Path]:
+    """The scribbles of photos that are for training, with a warning of those of other ones."""
+    found = list_images(folder)
+    labels = {stem: path for stem, path in found.items() if stem in photos and stem not in chosen}
+    if not labels:
+        raise BLPSegError(f"{folder}: holds no scribble with the stem of a photo for training")
+    for path in labels.values():
+        read_label(str(path))
+    if len(labels) < len(found):
+        stray = sorted(found.keys() - photos.keys())
+        why = f"no photo is called {stray[0]}" if stray else "their photos are for validation"
+        logger.warning(f"{folder}: {len(labels)} of {len(found)} scribbles are copied; {why}")
+    return labels
 
 
 def folder_classes(folder: Mapping) -> tuple[list[str], list[tuple[int, int, int]]]:
@@ -252,6 +267,8 @@ def _from_vocabulary(vocabulary: Vocabulary) -> tuple[list[str], list | None]:
 def _check_classes(where: str, classes) -> None:
     if not all(isinstance(c, str) and c.strip() for c in classes) or len(set(classes)) != len(classes):
         raise BLPSegError(f"{where}: class names must be different strings, found {list(classes)}")
+    if where == "--classes" and any("," in c for c in classes):
+        raise BLPSegError(f"--classes: put spaces between the names, and no commas; found {list(classes)}")
     if not 2 <= len(classes) <= 254:
         raise BLPSegError(f"{where}: 2 to 254 classes, background first, are possible; found {list(classes)}")
     if any(len(c) > 100 or not c.isprintable() for c in classes):

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,8 @@ class CheckpointAndEvaluate(HookBase):
 
     def _name_final(self, done: int) -> None:
         if done >= self.trainer.max_iter and comm.is_main_process():
-            self.checkpointer.name_final(done - 1)
+            path = self.checkpointer.name_final(done - 1)
+            logger.info(f"the trained model: tools/demo.py --weights {shlex.quote(path)} --input ... makes masks")
 
     def _evaluate(self, iteration: int) -> None:
         trainer = self.trainer

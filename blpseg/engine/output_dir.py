@@ -28,6 +28,8 @@ HARMLESS = re.compile(
     r"OUTPUT_DIR$|OUTPUT\.|DATALOADER\.NUM_WORKERS$|MODEL\.DEVICE$|TEST\.|VIS_PERIOD$|CUDNN_BENCHMARK$|VERSION$|"
     r"SOLVER\.(CHECKPOINT_PERIOD|CHANNELS_LAST|COMPILE)$|DATASETS\.TEST$"
 )
+_MODELS = ("model_final.pth", "model_best.pth")
+_WAYS = "choose another OUTPUT_DIR, or replace it with --overwrite"
 OURS = re.compile(r"model_(\d{7,}|best|final)\.pth|last_checkpoint|(metrics|evaluations)\.json|events\.out\.tfevents.*")
 
 
@@ -83,6 +85,8 @@ def _claim(cfg: CfgNode, path: str, resume: bool, overwrite: bool):
     if overwrite and not resume:
         for name in filter(OURS.fullmatch, os.listdir(path)):
             os.unlink(os.path.join(path, name))
+    elif not checkpoints.iterations() and (kept := [n for n in _MODELS if os.path.exists(os.path.join(path, n))]):
+        raise BLPSegError(f"{path}: holds the {kept[0]} of another run; {_WAYS}")
     elif not resume:
         _refuse_results(cfg, path, checkpoints.iterations())
     return handle
@@ -97,20 +101,17 @@ def _refuse_links(path: str) -> None:
 
 
 def _refuse_results(cfg: CfgNode, path: str, iterations: list[int]) -> None:
-    ways = "choose another OUTPUT_DIR, or replace it with --overwrite"
     changed = []
     if (stored := _read(path, "config.yaml")) and (iterations or _read(path, "metrics.json")):
         try:
             changed = changed_keys(stored, cfg, os.path.join(path, "config.yaml"))
         except BLPSegError as error:
-            raise BLPSegError(f"{error}; restore it, {ways}") from error
+            raise BLPSegError(f"{error}; restore it, {_WAYS}") from error
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise BLPSegError(f"{path}: holds another experiment ({'; '.join(changed[:3])}{more}); {ways}")
+        raise BLPSegError(f"{path}: holds another experiment ({'; '.join(changed[:3])}{more}); {_WAYS}")
     if iterations:
-        raise BLPSegError(
-            f"{path}: holds checkpoints of this experiment up to iteration {iterations[0]}; go on with --resume, {ways}"
-        )
+        raise BLPSegError(f"{path}: holds checkpoints up to iteration {iterations[0]}; go on with --resume, {_WAYS}")
 
 
 def open_to_append(path: str) -> IO:

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer, load_file, load_weights, provenance
-from ..data.datasets.held_out import warn_of_seen
+from ..data.datasets.trained import warn_of_classes, warn_of_seen
 from ..utils.errors import BLPSegError, describe
 from ..utils.threads import allowed_cpus
 from ..utils.yaml_files import parse_yaml
@@ -90,6 +90,8 @@ def load_state(trainer, state: dict, path: str) -> None:
     if changes := changed_keys(state["config"], trainer.cfg, path):
         logger.warning(f"the config differs from the checkpoint's: {'; '.join(changes)}")
     logger.info(f"{path}: continuing after iteration {state['iteration']}")
+    if trainer.start_iter >= trainer.max_iter:
+        logger.warning(f"SOLVER.MAX_ITER {trainer.max_iter} is reached; raise it, or train anew with --overwrite")
 
 
 def find_checkpoint(checkpointer: Checkpointer, *, trust: bool = False) -> tuple[str, dict] | None:
@@ -135,6 +137,7 @@ def load_trained(cfg: CfgNode, model: nn.Module, *, resume: bool = False, trust:
             "newest checkpoint in OUTPUT_DIR"
         )
     data = load_weights(model, path, complete=True, trust=trust)
+    warn_of_classes(cfg, data, path)
     config = parse_yaml(data["config"], path) if isinstance(data.get("config"), str) else None
     if isinstance(config, dict):  # files of others hold none
         warn_of_seen(cfg, config)

@@ -22,6 +22,7 @@ from torch import nn
 from ..checkpoint import Checkpointer, load_weights
 from ..data.build import build_test_loader, build_train_loader
 from ..data.datasets import register_datasets, test_sets
+from ..data.datasets.trained import warn_of_classes
 from ..evaluation import build_evaluator, check_test_sets, evaluate
 from ..utils.device import choose_device
 from ..utils.errors import BLPSegError, describe
@@ -204,7 +205,9 @@ class Trainer(DefaultTrainer):
             load_state(self, state, path)
         elif cfg.MODEL.WEIGHTS:
             other_classes = cfg.MODEL.BLPSEG.RESET_CLASS_LAYERS
-            load_weights(self.model, cfg.MODEL.WEIGHTS, complete=False, other_classes=other_classes, trust=trust)
+            data = load_weights(self.model, cfg.MODEL.WEIGHTS, complete=False, other_classes=other_classes, trust=trust)
+            if not other_classes:
+                warn_of_classes(cfg, data, cfg.MODEL.WEIGHTS)
 
     def train(self) -> dict:
         """Run the iterations that are left.

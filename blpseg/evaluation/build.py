@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.build import build_test_loader
 from ..data.datasets import load_records, test_sets
-from ..data.datasets.held_out import warn_of_seen
+from ..data.datasets.trained import warn_of_seen
 from ..utils.errors import BLPSegError
 from ..utils.files import without_nan, write_json
 from .crf import CRFEvaluator, DenseCRF

@@ -17,6 +17,7 @@ from torch import nn
 
 from .. import get_cfg
 from ..checkpoint import load_file, load_weights
+from ..data.datasets.trained import warn_of_classes
 from ..utils.device import choose_device
 from ..utils.errors import BLPSegError
 from ..utils.files import read_image
@@ -45,7 +46,7 @@ def load_model(cfg: CfgNode) -> nn.Module:
     if not cfg.MODEL.WEIGHTS:
         raise BLPSegError("MODEL.WEIGHTS is empty; name the checkpoint to use, e.g. MODEL.WEIGHTS model_final.pth")
     model = build_model(cfg).eval()
-    load_weights(model, cfg.MODEL.WEIGHTS, complete=True)
+    warn_of_classes(cfg, load_weights(model, cfg.MODEL.WEIGHTS, complete=True), cfg.MODEL.WEIGHTS)
     return model
 
 

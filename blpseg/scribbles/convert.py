@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import BLPSegError
-from ..utils.files import read_label
+from ..utils.files import index_folder, read_label
 from ..utils.parallel import FileReport
 from ._untrusted import parse_json, read_bytes
 from .batch import Picture, list_files, make_labels
@@ -46,6 +46,8 @@ def convert_annotations(
         vocabulary = load_vocabulary(vocabulary)
     if images is not None and not os.path.isdir(images):
         raise BLPSegError(f"{images}: no such folder of images; correct the path")
+    if images is not None and not index_folder(images):
+        raise BLPSegError(f"{images}: holds no image to compare sizes with; correct the path")
     files = list_files(source, (FORMATS[format].extension,), FORMATS[format].title)
     classes = {number: name for name, number in reversed(vocabulary.ids.items())}
     draw = _Draw(format, vocabulary, images, width)

@@ -72,7 +72,8 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
     The file is YAML. A mapping names the classes, as ``NAME: NUMBER`` or ``NAME: {id: NUMBER, color: COLOR}``, where
     COLOR is ``"#rrggbb"``, ``[r, g, b]`` or a list of such; ``COLOR: NUMBER`` or ``COLOR: NAME`` gives further
     colours, ``COLOR: unannotated`` marks pixels without a stroke. Several names may share a number. A list, or plain
-    lines, of names or colours is numbered from 0. The built-in vocabularies have the VOC colour map as their colours.
+    lines, of names or colours is numbered from 0; so are the classes of a project's ``config.yaml`` and of a
+    ``CLASSES_FILE``. The built-in vocabularies have the VOC colour map as their colours.
 
     Raises:
         BLPSegError: the file is missing or not of that form; the line is named.
@@ -92,6 +93,18 @@ def voc_color(number: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _class_list(root: yaml.Node | None) -> yaml.Node | None:
+    """The list of names in a CLASSES_FILE or in the config of a folder; any other file's root as it is."""
+    for keys in (("classes",), ("DATASETS", "FOLDER", "CLASSES")):
+        node = root
+        for key in keys:
+            entries = node.value if isinstance(node, yaml.MappingNode) else ()
+            node = next((value for name, value in entries if name.value == key), None)
+        if isinstance(node, yaml.SequenceNode):
+            return node
+    return root
+
+
 class _Reader:
     # Works on YAML nodes rather than values: they know their line, and `no` stays a name.
     def __init__(self, path: str):
@@ -107,6 +120,7 @@ class _Reader:
             root = None if plain else yaml.compose(text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise BLPSegError(f"{path}: not YAML ({describe(error)}); {_FORM}") from error
+        root = _class_list(root)
         if isinstance(root, yaml.MappingNode):
             self.read_mapping(root)
         elif isinstance(root, yaml.SequenceNode):

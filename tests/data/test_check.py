@@ -71,6 +71,29 @@ def test_every_fault_is_found(made_cfg, made_folder):
     assert finding.message.startswith("5 pixels have the values 77; classes are 0..2")
 
 
+def test_labels_that_belong_to_no_image(made_cfg, made_folder):
+    scribbles = made_folder / "scribbles/train"
+    for i in range(3):
+        (scribbles / f"train{i}.png").rename(scribbles / f"train{i}_scribble.png")
+    made_cfg("DATASETS.FOLDER.SKIP_UNANNOTATED", True)
+    (train,) = check_datasets(["made_train"])
+    assert kinds(train) == [("stray", f"train{i}_scribble.png") for i in range(3)]
+    assert "3 of 6 images have a scribble; the others are not trained on" in train.notes
+    for path in scribbles.glob("train?.png"):
+        path.unlink()
+    (train,) = check_datasets(["made_train"])
+    assert "no image has a scribble" in [f.message for f in train.findings if f.kind == "missing"]
+
+
+def test_objects_written_as_255(made_cfg, made_folder):
+    """Fiji's masks: 0 and 255."""
+    for path in (made_folder / "masks/val").iterdir():
+        cv2.imwrite(str(path), np.where(read(path) > 0, 255, 0).astype(np.uint8))
+    train, val = check(made_cfg)
+    assert train.healthy and kinds(val) == [("classes", "made_val")]
+    assert "objects as 255" in val.findings[0].message
+
+
 def read_bytes(path):
     return path.read_bytes()
 

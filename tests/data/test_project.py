@@ -67,3 +67,19 @@ def test_class_names(tmp_path, made_folder, classes):
 def test_colors_are_apart_and_stay_when_classes_are_added():
     assert distinct_colors(20)[:8] == distinct_colors(8)
     assert len(set(distinct_colors(254))) == 254
+
+
+def test_scribbles_of_no_photo(made_folder, tmp_path, caplog):
+    images, scribbles = made_folder / "images/train", made_folder / "scribbles/train"
+    create_project(tmp_path / "some", ["a", "b", "c"], images, scribbles=scribbles, val=2)
+    copied = list((tmp_path / "some/scribbles/train").iterdir())
+    assert len(copied) == 4 and "4 of 6 scribbles are copied; their photos are for validation" in caplog.text
+    for path in list(scribbles.iterdir()):
+        path.rename(scribbles / f"{path.stem}_scribble.png")
+    with pytest.raises(BLPSegError, match="holds no scribble with the stem of a photo"):
+        create_project(tmp_path / "none", ["a", "b", "c"], images, scribbles=scribbles)
+    with pytest.raises(BLPSegError, match="does not keep class numbers"):
+        create_project(tmp_path / "photos", ["a", "b", "c"], images, scribbles=images)
+    with pytest.raises(BLPSegError, match="no commas"):
+        create_project(tmp_path / "commas", ["a,", "b"], images)
+    assert not (tmp_path / "none").exists() and not (tmp_path / "photos").exists()

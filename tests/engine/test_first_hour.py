@@ -190,3 +190,28 @@ def test_no_locks_are_said(tmp_path, monkeypatch, caplog):
         claim_output_dir(cfg)
     release_output_dir(cfg.OUTPUT_DIR)
     assert "no locks on this file system" in caplog.text and str(tmp_path) in caplog.text
+
+
+def test_a_trained_model_is_not_replaced_and_the_end_is_said(door, tmp_path):
+    options = ["DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path]
+    run = door(*options)
+    assert run.wait() == 0 and f"tools/demo.py --weights {tmp_path}/model_final.pth" in run.output
+    again = door("--resume", *options)
+    assert again.wait() == 0 and "SOLVER.MAX_ITER 1 is reached" in again.output
+    for name in ("model_0000000.pth", "config.yaml", "metrics.json"):  # as one fetched from a cluster lies there
+        (tmp_path / name).unlink()
+    before = (tmp_path / "model_final.pth").read_bytes()
+    for flags in ((), ("--resume",)):
+        refused = door(*flags, *options)
+        assert refused.wait() == 1 and "holds the model_final.pth of another run" in refused.output
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+
+
+def test_classes_in_another_order(door, config_file, tmp_path):
+    options = ["OUTPUT_DIR", tmp_path / "out", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1]
+    assert door(*options).wait() == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(config_file.read_text().replace("[background, disc, square]", "[background, square, disc]"))
+    weights = ["MODEL.WEIGHTS", tmp_path / "out/model_final.pth", "OUTPUT_DIR", tmp_path / "evaluated"]
+    run = door("--eval-only", *weights, config=other)
+    assert run.wait() == 0 and "its class 1 is 'disc', the config's 'square'" in run.output

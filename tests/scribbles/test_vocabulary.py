@@ -58,3 +58,11 @@ def test_refusals(tmp_path, text, reason):
 def test_suggests_a_name():
     with pytest.raises(BLPSegError, match="did you mean 'table'"):
         load_vocabulary("voc").class_id("tabel", "x.xml")
+
+
+@pytest.mark.parametrize(
+    "text", ["classes: [background, leaf]", "DATASETS:\n  FOLDER: {NAME: x, CLASSES: [background, leaf]}"]
+)
+def test_classes_of_a_project(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_vocabulary(str(tmp_path / "config.yaml")).ids == {"background": 0, "leaf": 1}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import zlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ...utils.errors import BLPSegError
@@ -12,8 +10,6 @@ from .splits import load_records
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-logger = logging.getLogger(__name__)
 
 SUFFIX = "_held_out"
 _NAMES = ("subject", "volume_id", "image_id", "file_name")  # the first that a record has decides
@@ -68,17 +64,3 @@ def test_sets(cfg: CfgNode) -> tuple[str, ...]:
     if cfg.DATASETS.TEST or not cfg.DATASETS.HOLD_OUT:
         return tuple(cfg.DATASETS.TEST)
     return tuple(name + SUFFIX for name in cfg.DATASETS.TRAIN)
-
-
-def warn_of_seen(cfg: CfgNode, trained: Mapping) -> None:
-    """Warn of each data set to test on whose images a model was trained on; ``trained`` is the config of its training,
-    as nested mappings."""
-    datasets = trained.get("DATASETS") or {}
-    share = datasets.get("HOLD_OUT") or 0
-    for name in test_sets(cfg):
-        source = name.removesuffix(SUFFIX)
-        if source in (datasets.get("TRAIN") or ()) and (source == name or share < cfg.DATASETS.HOLD_OUT):
-            logger.warning(
-                f"{name}: the model is trained on images of it ({source} with DATASETS.HOLD_OUT {share}), so its "
-                "scores are too high; hold out as many images in training, or name another set in DATASETS.TEST"
-            )
