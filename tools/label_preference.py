@@ -151,6 +151,11 @@ def main():
         raise BLPSegError("nothing to measure: give --dataset NAME, or --config-file FILE with DATASETS.TRAIN in it")
     records = [r for r in load_records(name, optional=("scribbles",)) if "sem_seg_file_name" in r]
     drawn = [r for r in records if "scribble_file_name" in r]
+    if not records:
+        raise BLPSegError(
+            f"{name} has no dense masks to measure by; those of a folder belong into masks/train, with "
+            "DATASETS.FOLDER.TRAIN_MASKS masks/train"
+        )
     if not drawn and not args.simulate:
         raise BLPSegError(f"{name} has no scribbles beside dense masks; measure simulated ones with --simulate")
     metadata = MetadataCatalog.get(name)

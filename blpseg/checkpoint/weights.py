@@ -47,7 +47,7 @@ def load_weights(
         weights = _matched_by_detectron2(own, weights, data, path)
     wrong = {k: v.shape for k, v in weights.items() if k in own and v.shape != own[k].shape}
     if wrong and not other_classes:
-        raise BLPSegError(f"{path}: {_shape_message(model, data, wrong)}")
+        raise BLPSegError(f"{path}: {_shape_message(model, wrong, complete)}")
     loaded = {k: v for k, v in weights.items() if k in own and k not in wrong}
     if not loaded:
         raise BLPSegError(f"{path}: none of its {len(weights)} weights fits this model; is it the right file?")
@@ -86,16 +86,17 @@ def _matched_by_detectron2(own: dict, weights: dict, data: dict, path: str) -> d
         raise BLPSegError(f"{path}: its names cannot be matched to this model's ({describe(error)[:120]})") from error
 
 
-def _shape_message(model: nn.Module, data: dict, wrong: dict[str, torch.Size]) -> str:
+def _shape_message(model: nn.Module, wrong: dict[str, torch.Size], complete: bool) -> str:
     name, shape = next(iter(wrong.items()))
     own = model.state_dict()
     heads = ("sem_seg_head.predictor.", "sem_seg_head.annotation_head.")
     if all(k.startswith(heads) for k in wrong):
         for k, found in wrong.items():
             if k.startswith(heads[0]) and found:
+                anew = ", or start the class layers anew with MODEL.BLPSEG.RESET_CLASS_LAYERS True"
                 return (
                     f"made for {found[0]} classes, the config has MODEL.SEM_SEG_HEAD.NUM_CLASSES {own[k].shape[0]}; "
-                    f"set it to {found[0]}, or start the class layers anew with MODEL.BLPSEG.RESET_CLASS_LAYERS True"
+                    f"set it to {found[0]}" + anew * (not complete)
                 )
     return (
         f"{len(wrong)} weights have another shape than the model's ({name}: {tuple(shape)} in the file, "

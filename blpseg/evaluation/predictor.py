@@ -99,6 +99,8 @@ class Predictor:
         Raises:
             BLPSegError: see :func:`load_model`; or the CRF is asked for and its package is missing.
         """
+        if not isinstance(cfg, CfgNode):
+            raise BLPSegError(f"Predictor takes a config, as get_cfg(FILE) gives it, not {type(cfg).__name__} {cfg!r}")
         self.cfg = cfg.clone()
         self.model = load_model(self.cfg)
         self.return_logits = return_logits

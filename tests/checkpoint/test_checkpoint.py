@@ -118,8 +118,9 @@ def test_own_checkpoint_and_its_class_count(tmp_path):
     torch.save({"model": Net().state_dict()}, path)
     load_weights(Net(), path, complete=True)
     for complete in (True, False):
-        with pytest.raises(BLPSegError, match="made for 3 classes.*NUM_CLASSES 5; set it to 3"):
+        with pytest.raises(BLPSegError, match="made for 3 classes.*NUM_CLASSES 5; set it to 3") as refused:
             load_weights(Net(classes=5), path, complete=complete)
+        assert ("RESET_CLASS_LAYERS" in str(refused.value)) == (not complete), "it is for training"
     load_weights(Net(classes=5), path, complete=False, other_classes=True)
     with pytest.raises(BLPSegError, match="another shape.*backbone.stem.conv1.weight"):
         load_weights(Net(width=6), path, complete=False)

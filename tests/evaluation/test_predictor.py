@@ -212,3 +212,8 @@ def test_gpu_agrees_with_cpu(cfg, predictor):
     image = make_image(0, 64, 80)
     gpu, cpu = Predictor(on_gpu)(image)["logits"], predictor(image)["logits"]
     np.testing.assert_allclose(gpu, cpu, atol=0.02 * np.abs(cpu).max())
+
+
+def test_a_path_is_no_config():
+    with pytest.raises(BLPSegError, match="takes a config, as get_cfg"):
+        Predictor("leaves/config.yaml")
