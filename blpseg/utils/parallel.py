@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -139,7 +140,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
     runs there must use neither OpenMP nor CUDA.
     """
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_ignore_interrupt)
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker)
 
 
 def map_parallel(function: Callable, items: Iterable, workers: int | None) -> Iterator:
@@ -179,7 +180,9 @@ def _run_batch(function, batch):
     return [function(item) for item in batch]
 
 
-def _ignore_interrupt():
+def _start_worker():
+    # The parent's objects stay: what destroys them may wait for threads that a forked process does not have.
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
 
 

@@ -196,8 +196,11 @@ def test_two_images_of_one_name_cannot_both_be_written(dataset, toy_cfg, tmp_pat
 
 def _rank(rank, port, out, records):
     """One of two processes that share the images."""
+    import gc
+
     from detectron2.utils import comm
 
+    gc.freeze()  # objects of earlier tests, such as ONNX sessions, whose end would wait for threads of the parent
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     comm.create_local_process_group(2)
