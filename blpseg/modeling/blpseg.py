@@ -129,7 +129,8 @@ class BLPSeg(nn.Module):
             constraints["size_divisibility"] = max(divisibility, constraints["size_divisibility"])
         if square := constraints.get("square_size"):  # a larger image gets a larger square
             longest = max(side for image in images for side in image.shape[-2:])
-            constraints["square_size"] = max(square, -(-longest // divisibility) * divisibility)
+            step = max(1, constraints.get("size_divisibility", divisibility))
+            constraints["square_size"] = max(square, -(-longest // step) * step)
         # Padding after normalisation is the mean colour, as in the crops of training.
         return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
 
