@@ -29,16 +29,13 @@ example:
 def main() -> None:
     args = parse_arguments()
 
-    from detectron2.data import MetadataCatalog
-
     from blpseg import get_cfg
+    from blpseg.data.datasets.trained import class_names
     from blpseg.evaluation.export import export
     from blpseg.evaluation.predictor import load_model
 
     cfg = get_cfg(args.config_file, args.opts)
-    (named, *_) = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN, "")
-    names = MetadataCatalog.get(named).get("stuff_classes", ()) if named else ()
-    model = load_model(cfg)
+    names, model = class_names(cfg), load_model(cfg)
     for path in args.output:
         difference = export(model, path, class_names=names, image_format=cfg.INPUT.FORMAT)
         print(f"{path}: written; logits differ from the model's by {difference:.2g} at most")

@@ -77,6 +77,7 @@ def check_datasets(
 
 
 def _read_all(report, records, digests, workers, max_disagreement) -> None:
+    label_files = _label_files(report.name)
     examine = partial(
         _examine,
         name=report.name,
@@ -84,9 +85,9 @@ def _read_all(report, records, digests, workers, max_disagreement) -> None:
         ignore_label=MetadataCatalog.get(report.name).get("ignore_label", UNANNOTATED),
         max_disagreement=max_disagreement,
         labels=_expected_labels(report.name, records),
-        similar=_similar_names(report.name, records),
+        similar=_similar_names(records, label_files),
     )
-    _find_stray_labels(report, records)
+    _find_stray_labels(report, records, label_files)
     for record, result in map_files(examine, records, workers, report.name):
         if isinstance(result, BLPSegError):
             report.images += 1
@@ -99,7 +100,14 @@ def _read_all(report, records, digests, workers, max_disagreement) -> None:
     _note(report)
 
 
-def _similar_names(name: str, records: Sequence[dict]) -> dict[str, str]:
+def _label_files(name: str) -> list[tuple[str, str]]:
+    """Stem and path of every file in a split's folders of labels."""
+    split = splits().get(name)
+    folders = [split.path(part) for part in ("scribbles", "masks")] if split is not None else []
+    return [file for folder in folders if os.path.isdir(folder) for file in index_folder(folder).items()]
+
+
+def _similar_names(records: Sequence[dict], label_files: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Image file -> what to do about a label that is named nearly as it: ``x_mask.png`` for ``x.jpg``."""
     images = {os.path.splitext(os.path.basename(record["file_name"]))[0]: record["file_name"] for record in records}
     hints = {}
@@ -108,27 +116,22 @@ def _similar_names(name: str, records: Sequence[dict]) -> dict[str, str]:
         if named != stem and named in images:
             image = os.path.basename(images[named])
             hints[path] = f"seems to be the label of {image}: labels lie in a folder of their own, as {named}.png"
-    split = splits().get(name)
-    for part in ("scribbles", "masks"):
-        folder = split.path(part) if split is not None else ""
-        for label, path in (index_folder(folder) if folder and os.path.isdir(folder) else {}).items():
-            named = _LABEL_SUFFIX.sub("", label)
-            if named != label and named in images and label not in images:
-                hints.setdefault(images[named], f"{path} seems to be it: labels have the image's name, {named}.png")
+    for label, path in label_files:
+        named = _LABEL_SUFFIX.sub("", label)
+        if named != label and named in images and label not in images:
+            hints.setdefault(images[named], f"{path} seems to be it: labels have the image's name, {named}.png")
     return hints
 
 
-def _find_stray_labels(report: DatasetReport, records: Sequence[dict]) -> None:
+def _find_stray_labels(report: DatasetReport, records: Sequence[dict], label_files: Sequence[tuple[str, str]]) -> None:
     """Labels of no image, in the folders of a split that takes all images of a folder; and how many have a scribble."""
     split = splits().get(report.name)
     if split is None or split.names:
         return
     stems = {record["image_id"] for record in records}
-    for part in ("scribbles", "masks"):
-        folder = split.path(part)
-        for stem, path in (index_folder(folder) if folder and os.path.isdir(folder) else {}).items():
-            if stem not in stems:
-                report.findings.append(finding("stray", path, "no image has this name without its extension"))
+    for stem, path in label_files:
+        if stem not in stems:
+            report.findings.append(finding("stray", path, "no image has this name without its extension"))
     if split.skip_unannotated and split.needed == "scribbles":
         count = sum("scribble_file_name" in record for record in records)
         if not count:

@@ -9,12 +9,11 @@ import warnings
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
 from ..checkpoint import Checkpointer, load_file, load_weights, provenance
-from ..data.datasets.trained import warn_of_classes, warn_of_seen
+from ..data.datasets.trained import class_names, warn_of_classes, warn_of_seen
 from ..utils.errors import BLPSegError, describe
 from ..utils.threads import allowed_cpus
 from ..utils.yaml_files import parse_yaml
@@ -36,7 +35,6 @@ def seed_step(seed: int, iteration: int, rank: int) -> None:
 def training_state(trainer) -> dict:
     """Everything that a run needs to continue, and its provenance: plain containers and tensors."""
     cfg = trainer.cfg
-    names = cfg.DATASETS.TRAIN or cfg.DATASETS.TEST
     return {
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
@@ -46,7 +44,7 @@ def training_state(trainer) -> dict:
         "world_size": comm.get_world_size(),
         "threads": torch.get_num_threads(),
         "config": trainer.config_text,
-        "class_names": list(MetadataCatalog.get(names[0]).get("stuff_classes", [])) if names else [],
+        "class_names": class_names(cfg),
         "versions": provenance(),
     }
 

@@ -123,14 +123,12 @@ class BLPSeg(nn.Module):
     def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the ``image`` of each input, and pad them at the right and the bottom to one size that fits."""
         images = [self.normalize(x["image"].to(self.device)) for x in batched_inputs]
-        divisibility = max(self.backbone.size_divisibility, self.sem_seg_head.size_divisibility)
         constraints = dict(self.backbone.padding_constraints)
-        if "size_divisibility" in constraints:
-            constraints["size_divisibility"] = max(divisibility, constraints["size_divisibility"])
+        asked = constraints.pop("size_divisibility", 1)
+        divisibility = max(1, asked, self.backbone.size_divisibility, self.sem_seg_head.size_divisibility)
         if square := constraints.get("square_size"):  # a larger image gets a larger square
             longest = max(side for image in images for side in image.shape[-2:])
-            step = max(1, constraints.get("size_divisibility", divisibility))
-            constraints["square_size"] = max(square, -(-longest // step) * step)
+            constraints["square_size"] = max(square, -(-longest // divisibility) * divisibility)
         # Padding after normalisation is the mean colour, as in the crops of training.
         return ImageList.from_tensors(images, divisibility, padding_constraints=constraints)
 

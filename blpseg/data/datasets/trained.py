@@ -28,13 +28,17 @@ def warn_of_seen(cfg: CfgNode, trained: Mapping) -> None:
             )
 
 
+def class_names(cfg: CfgNode) -> list[str]:
+    """The names of the classes, by the first data set of ``DATASETS.TRAIN`` and ``TEST`` that has them; [] without."""
+    from detectron2.data import MetadataCatalog
+
+    named = (MetadataCatalog.get(name).get("stuff_classes") for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    return list(next(filter(None, named), ()))
+
+
 def warn_of_classes(cfg: CfgNode, checkpoint: Mapping, path: str) -> None:
     """Warn where the classes that a checkpoint, the file ``path``, was trained with are not those of the config."""
-    from detectron2.data import DatasetCatalog, MetadataCatalog
-
-    names = [name for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN) if name in DatasetCatalog]
-    own = list(MetadataCatalog.get(names[0]).get("stuff_classes", ())) if names else []
-    theirs = checkpoint.get("class_names")
+    own, theirs = class_names(cfg), checkpoint.get("class_names")
     if own and isinstance(theirs, list) and len(theirs) == len(own):
         other = [(i, a, b) for i, (a, b) in enumerate(zip(theirs, own, strict=True)) if a != b]
         if other:
